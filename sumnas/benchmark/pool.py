@@ -1,0 +1,82 @@
+"""A pool of architectures trained from scratch: the true accuracies where no published table fits (sec. 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from sumnas import files, seeding
+from sumnas.benchmark.settings import PoolSettings
+from sumnas.data import Prepared
+from sumnas.errors import UserError
+from sumnas.retraining import train_network
+from sumnas.sampling import draw_uniform
+from sumnas.spaces.base import Architecture, Space
+
+COLUMNS = ("architecture", "seed", "accuracy", "loss", "validation_accuracy")
+"""Of a shard: accuracy in percent and loss on the test split, and the accuracy on the validation split."""
+
+
+def draw(space: Space, settings: PoolSettings) -> list[Architecture]:
+    """Draw the pool uniformly from the connected architectures, without repetition.
+
+    Not evenly in MACs: where a space has few distinct MACs, as NAS-Bench-201 has, MACs would become the ranking.
+    """
+    rng = seeding.numpy_stream(settings.seed, "pool")
+    try:
+        return draw_uniform(space.layers, len(space.candidates), settings.architectures, rng, space.connected)
+    except ValueError as error:
+        raise UserError(f"benchmark.pool.architectures = {settings.architectures}: {error}") from None
+
+
+def share(architectures: list[Architecture], shard: int, shards: int) -> list[Architecture]:
+    """Return every `shards`-th architecture from number `shard` on."""
+    return architectures[shard::shards]
+
+
+def train_one(space: Space, architecture: Architecture, data: Prepared, settings: PoolSettings, seed: int) -> dict[str, str | float]:
+    """Train one architecture with one seed and return its row of a shard."""
+    trained = train_network(space, architecture, data, settings.recipe, seed)
+    test, validation = trained.scores["test"], trained.scores["validation"]
+    return {
+        "architecture": space.encode(architecture),
+        "seed": seed,
+        "accuracy": test.accuracy,
+        "loss": test.loss,
+        "validation_accuracy": validation.accuracy,
+    }
+
+
+def train_share(
+    space: Space,
+    architectures: Iterable[Architecture],
+    data: Prepared,
+    settings: PoolSettings,
+    remember: Callable[[str, Callable[[], dict[str, str | float]]], dict[str, str | float]] = lambda _key, make: make(),
+) -> list[dict[str, str | float]]:
+    """Train each architecture with every seed. `remember(key, make)` may give a row that was made earlier."""
+    rows = []
+    for architecture in architectures:
+        for seed in settings.seeds:
+            key = f"{space.encode(architecture)} {seed}"
+            rows.append(remember(key, lambda a=architecture, s=seed: train_one(space, a, data, settings, s)))  # type: ignore[misc]
+    return rows
+
+
+def merge(shards: Iterable[Path], space: Space, settings: PoolSettings) -> dict[Architecture, dict[str, float]]:
+    """Read the shards back, in the order of the draw; UserError where one is not of this pool."""
+    found: dict[Architecture, dict[str, float]] = {}
+    for path in shards:
+        for number, row in enumerate(files.read_csv(path, COLUMNS), 2):
+            try:
+                found.setdefault(space.decode(row["architecture"]), {})[row["seed"]] = float(row["accuracy"])
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: {error}") from None
+    pool = draw(space, settings)
+    for architecture in pool:
+        missing = [s for s in settings.seeds if str(s) not in found.get(architecture, {})]
+        if missing:
+            raise UserError(
+                f"{space.encode(architecture)} has no result with seed {missing[0]} in any shard; run train_references"
+            )
+    return {a: {str(s): found[a][str(s)] for s in settings.seeds} for a in pool}

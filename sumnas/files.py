@@ -1,0 +1,117 @@
+"""Result files: written whole or not at all, and the same bytes for the same content."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sumnas.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path in the same folder, and move it over `path` at the end: no reader sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.chmod(0o644)  # mkstemp makes it private to its owner
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, keys sorted, NaN refused."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; UserError names the file where it is absent or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage that writes it (`dvc repro` runs them all)") from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged JSON ({error}); delete it and run the stage that writes it") from None
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows under a header. Floats are written with as many digits as they need to be read back exactly."""
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="raise")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Read rows; UserError where the file or one of `columns` is absent, or a row is cut short."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            missing = [c for c in columns if c not in (reader.fieldnames or [])]
+            if missing:
+                there = ", ".join(reader.fieldnames or ["nothing"])
+                raise UserError(f"{path}: no column {missing[0]!r}; the file has {there}")
+            rows = list(reader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage that writes it (`dvc repro` runs them all)") from None
+    for number, row in enumerate(rows, 2):
+        if None in row.values() or None in row:
+            raise UserError(f"{path}, line {number}: not as many fields as the header has")
+    return rows
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write safetensors. The metadata lies as sorted JSON under one key: several keys come in random order."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as part:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, part, {"sumnas": json.dumps(metadata, sort_keys=True)})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read safetensors with this package's metadata; UserError where absent or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            metadata = json.loads((file.metadata() or {}).get("sumnas", "{}"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage that writes it (`dvc repro` runs them all)") from None
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error}); delete it and run the stage that writes it") from None
+    return tensors, metadata
+
+
+def sha256(path: Path) -> str:
+    """Return the digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Return the digest of JSON-ready data, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,114 @@
+"""The protocol between the training loop and a method: how batches become an update of the supernet."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sumnas import seeding
+from sumnas.data import Batch
+from sumnas.errors import UserError
+from sumnas.schedules import factor
+from sumnas.spaces.base import Supernet
+
+Rounds = Sequence[Sequence[Batch]]
+"""The training batches of one step: a list of rounds, each with one batch per stream."""
+
+
+class Method(ABC):
+    """Trains one supernet. Owns its optimisers, schedules and random streams.
+
+    A subclass declares what one step takes: `rounds` consecutive batches of each of `streams` independent
+    permutations of its `train_share` of the training images, and `heldout` batches of the rest. `passes_per_step`
+    is the number of sub-model passes (forward and backward of one batch) that a step costs, for comparisons at equal
+    compute. A subclass lives in a module of its strategy's name beside a pydantic model `Settings`.
+    """
+
+    streams: int = 1
+    rounds: int = 1
+    heldout: int = 0
+    train_share: float = 1.0
+    passes_per_step: int = 1
+
+    def __init__(self, supernet: Supernet, settings: Any, total_steps: int, seed: int) -> None:
+        self.supernet = supernet
+        self.settings = settings
+        self.total_steps = total_steps
+        self.done_steps = 0
+        self.rng = seeding.numpy_stream(seed, "paths")
+        self.layers = len(supernet.choices)
+        self.candidates = len(supernet.choices[0])
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]."""
+        return self.done_steps / self.total_steps
+
+    @abstractmethod
+    def step(self, batches: Rounds, heldout: Sequence[Batch]) -> Mapping[str, Tensor | float]:
+        """Update the supernet once; return what happened, `loss` (mean over the passes) among it."""
+
+    def end_epoch(self) -> Mapping[str, float]:
+        """Act between epochs (a controller's turn, say); return figures for the history."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything besides the supernet's weights that the next step depends on."""
+        return {"done_steps": self.done_steps, "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self.done_steps = state["done_steps"]
+        self.rng = np.random.default_rng()
+        self.rng.bit_generator.state = state["rng"]
+
+
+class GradientMethod(Method):
+    """A method whose step is one SGD step; its settings give learning_rate, momentum, schedule and weight_decay."""
+
+    def __init__(self, supernet: Supernet, settings: Any, total_steps: int, seed: int) -> None:
+        super().__init__(supernet, settings, total_steps, seed)
+        self.optimizer = torch.optim.SGD(
+            supernet.parameters(), settings.learning_rate, settings.momentum,
+            weight_decay=settings.weight_decay, foreach=True,
+        )  # fmt: skip
+
+    def set_rate(self) -> float:
+        """Set the optimiser's rate for the next step, and return it."""
+        rate: float = self.settings.learning_rate * factor(self.settings.schedule, self.progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """Add the optimiser's state."""
+        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put the optimiser's state back."""
+        super().load_state_dict(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def names() -> list[str]:
+    """Return the strategies there are: one file each in sumnas/methods/."""
+    import sumnas.methods as package
+
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
+
+
+def module_of(strategy: str) -> Any:
+    """Return the module of a strategy, which has `Settings` and `METHOD`; UserError if unknown."""
+    if strategy not in names():
+        near = difflib.get_close_matches(strategy, names(), n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UserError(f"strategy = {strategy!r}: no such method; {hint}there are: {', '.join(names())}")
+    return importlib.import_module(f"sumnas.methods.{strategy}")

@@ -1,0 +1,64 @@
+"""FairNAS: the summed gradients of a strictly fair round of m paths in one SGD step (Chu et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from sumnas.data import Batch
+from sumnas.methods.base import GradientMethod, Rounds
+from sumnas.paths import strictly_fair_paths
+from sumnas.schedules import Schedule
+from sumnas.spaces.base import Supernet
+
+
+class Settings(BaseModel):
+    """A block of `methods` with `strategy: fairnas`. The defaults are what SUMNAS's table 1 uses (App. D)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strategy: Literal["fairnas"]
+    learning_rate: float = Field(0.2, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    schedule: Schedule = "cosine"
+    weight_decay: float = Field(4e-5, ge=0)
+    rounds: int = Field(1, ge=1, description="task batching: strictly fair rounds per step (ImageNet: 3)")
+    round_reduction: Literal["mean", "sum"] = "mean"
+
+
+class FairNAS(GradientMethod):
+    """Equal to SUMNAS with one adaptation step at learning rate outer x inner, where weight decay is 0."""
+
+    settings: Settings
+
+    def __init__(self, supernet: Supernet, settings: Settings, total_steps: int, seed: int) -> None:
+        super().__init__(supernet, settings, total_steps, seed)
+        self.rounds = settings.rounds
+        self.passes_per_step = settings.rounds * self.candidates
+
+    def step(self, batches: Rounds, heldout: Sequence[Batch] = ()) -> Mapping[str, Tensor | float]:
+        """Take one SGD step over all m paths; report the mean loss and the rate."""
+        rate = self.set_rate()
+        # Zero, not None: under strict fairness every parameter is on a path, so every one decays.
+        for parameter in self.supernet.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.zero_grad(set_to_none=False)
+        weight = 1 / len(batches) if self.settings.round_reduction == "mean" else 1.0
+        losses = []
+        for ((images, labels),) in batches:
+            for path in strictly_fair_paths(self.layers, self.candidates, self.rng):
+                loss = F.cross_entropy(self.supernet(images, path), labels)
+                (loss * weight).backward()
+                losses.append(loss.detach())
+        self.optimizer.step()
+        self.done_steps += 1
+        return {"loss": torch.stack(losses).mean(), "learning_rate": rate}
+
+
+METHOD = FairNAS

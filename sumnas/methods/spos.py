@@ -1,0 +1,54 @@
+"""SPOS: one uniformly drawn path per step (Guo et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from sumnas.data import Batch
+from sumnas.methods.base import GradientMethod, Rounds
+from sumnas.paths import uniform_path
+from sumnas.schedules import Schedule
+
+
+class Settings(BaseModel):
+    """A block of `methods` with `strategy: spos`. The defaults are what SUMNAS's table 1 uses (App. D)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strategy: Literal["spos"]
+    learning_rate: float = Field(0.2, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    schedule: Schedule = "cosine"
+    weight_decay: float = Field(4e-5, ge=0)
+
+
+class SPOS(GradientMethod):
+    """One path, one batch, one SGD step. Only the path's parameters move."""
+
+    settings: Settings
+
+    def step(self, batches: Rounds, heldout: Sequence[Batch] = ()) -> Mapping[str, Tensor | float]:
+        """Take one SGD step on a fresh path; report its loss and the rate."""
+        rate = self.set_rate()
+        ((images, labels),) = batches[0]
+        path = uniform_path(self.layers, self.candidates, self.rng)
+        loss = F.cross_entropy(self.supernet(images, path), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        # Weight decay reaches the whole path, also where the loss does not (edges that cannot reach the output).
+        for parameter in self.supernet.path_choices(path):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        # None, not zero: the optimiser would go on moving other paths' parameters by decay and old momentum.
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done_steps += 1
+        return {"loss": loss.detach(), "learning_rate": rate}
+
+
+METHOD = SPOS

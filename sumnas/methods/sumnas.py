@@ -1,0 +1,176 @@
+"""SUMNAS: Reptile over strictly fair paths (Algorithm 1, paper sec. 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from sumnas.adaptation import Buffers, adapt
+from sumnas.data import Batch
+from sumnas.methods.base import Method, Rounds
+from sumnas.paths import strictly_fair_paths
+from sumnas.schedules import Schedule, factor
+from sumnas.spaces.base import Supernet
+
+
+class Settings(BaseModel):
+    """A block of `methods` with `strategy: sumnas`. The defaults are the paper's for CIFAR-10 (table 6, App. D)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strategy: Literal["sumnas"]
+    adaptation_steps: int = Field(ge=1, description="k: SGD steps of every path before the outer update")
+    inner_learning_rate: float = Field(0.2, gt=0, description="at k = 1; divided by k where scale_inner is set")
+    scale_inner: bool = Field(True, description="keep the size of an outer update: 0.2/k, that is 0.05 at k = 4")
+    inner_momentum: float = Field(0.9, ge=0, lt=1)
+    inner_weight_decay: float = Field(0.0, ge=0)
+    inner_schedule: Schedule = "constant"
+    outer_learning_rate: float = Field(1.0, gt=0)
+    outer_momentum: float = Field(0.0, ge=0, lt=1)
+    outer_schedule: Schedule = "cosine"
+    weight_decay: float = Field(4e-5, ge=0, description="of the outer SGD step")
+    batches: Literal["fresh", "reuse"] = Field(
+        "fresh", description="each of the k inner steps reads a batch of its own (App. H), or all read one (Algorithm 1)"
+    )
+    momentum_buffer: Literal["reset", "carry"] = Field(
+        "reset", description="inner momentum starts at zero at every adaptation, or is carried over"
+    )
+    rounds: int = Field(1, ge=1, description="task batching: strictly fair rounds per outer step (ImageNet: 3)")
+    round_reduction: Literal["mean", "sum"] = "mean"
+    path_reduction: Literal["sum", "mean"] = Field("sum", description="over the m paths of a round (Algorithm 1: sum)")
+    clip_norm: float | None = Field(None, gt=0, description="largest gradient norm of an inner step; null: any")
+
+
+class SUMNAS(Method):
+    """Every path adapts in place, then leaves its difference; nothing is copied but the path's own weights.
+
+    Under strict fairness a choice parameter is on one path of a round. With one round its outer update therefore
+    happens right after its path, and only the shared parameters wait for the others. A step needs, beside the
+    supernet, three times one path's parameters (theta, gradient, momentum) and twice the shared ones.
+    """
+
+    settings: Settings
+
+    def __init__(self, supernet: Supernet, settings: Settings, total_steps: int, seed: int) -> None:
+        super().__init__(supernet, settings, total_steps, seed)
+        self.streams = streams(settings)
+        self.rounds = settings.rounds
+        self.passes_per_step = settings.rounds * self.candidates * settings.adaptation_steps
+        self.buffers: Buffers | None = {} if settings.momentum_buffer == "carry" else None
+        self.outer_buffers: Buffers = {}
+
+    @property
+    def inner_learning_rate(self) -> float:
+        """The rate of the next inner steps."""
+        settings = self.settings
+        scale = settings.adaptation_steps if settings.scale_inner else 1
+        return settings.inner_learning_rate / scale * factor(settings.inner_schedule, self.progress)
+
+    @property
+    def outer_learning_rate(self) -> float:
+        """The rate of the next outer step."""
+        return self.settings.outer_learning_rate * factor(self.settings.outer_schedule, self.progress)
+
+    def step(self, batches: Rounds, heldout: Sequence[Batch] = ()) -> Mapping[str, Tensor | float]:
+        """Take one outer step; report the mean inner loss, the rates, and the norm of the shared update."""
+        settings, supernet = self.settings, self.supernet
+        inner, outer = self.inner_learning_rate, self.outer_learning_rate
+        weight = 1.0
+        if settings.round_reduction == "mean":
+            weight /= settings.rounds
+        if settings.path_reduction == "mean":
+            weight /= self.candidates
+        # With several rounds a choice parameter, too, is on several paths and has to wait for the last of them.
+        waits = settings.rounds > 1
+        shared_sum: list[Tensor] = [torch.zeros_like(p) for p in supernet.shared]
+        choice_sum: dict[int, tuple[nn.Parameter, Tensor]] = {}
+        losses: list[Tensor] = []
+        for streams in batches:
+            inputs = streams if settings.batches == "fresh" else [streams[0]] * settings.adaptation_steps
+            for path in strictly_fair_paths(self.layers, self.candidates, self.rng):
+                choices = supernet.path_choices(path)
+                parameters = choices + supernet.shared
+                theta = [p.detach().clone() for p in parameters]
+                losses.append(
+                    adapt(
+                        supernet, path, parameters, inputs, inner, settings.inner_momentum,
+                        settings.inner_weight_decay, self.buffers, settings.clip_norm,
+                    )
+                )  # fmt: skip
+                with torch.no_grad():
+                    adapted = [p.detach() for p in parameters]
+                    difference = torch._foreach_sub(theta, adapted)
+                    torch._foreach_copy_(adapted, theta)
+                    torch._foreach_add_(shared_sum, difference[len(choices) :], alpha=weight)
+                    if waits:
+                        self._collect(choice_sum, choices, difference[: len(choices)], weight)
+                    else:
+                        self._outer_update(choices, difference[: len(choices)], outer, weight)
+        with torch.no_grad():
+            if waits:
+                pairs = list(choice_sum.values())
+                self._outer_update([p for p, _ in pairs], [g for _, g in pairs], outer)
+            norm = torch.nn.utils.get_total_norm(shared_sum) * outer
+            self._outer_update(supernet.shared, shared_sum, outer)
+        self.done_steps += 1
+        loss = torch.stack(losses).mean()
+        return {"loss": loss, "learning_rate": outer * inner, "shared_update_norm": norm}
+
+    def _outer_update(
+        self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor], rate: float, weight: float = 1.0
+    ) -> None:
+        """theta <- theta - rate * (weight * g + weight_decay * theta), with momentum where set; overwrites g."""
+        weights = [p.detach() for p in parameters]
+        if not weights:  # a path without a convolution has no choice parameters
+            return
+        if weight != 1.0:
+            torch._foreach_mul_(gradients, weight)
+        if self.settings.weight_decay:
+            torch._foreach_add_(gradients, weights, alpha=self.settings.weight_decay)
+        if self.settings.outer_momentum:
+            velocity = [self.outer_buffers.setdefault(id(p), torch.zeros_like(p)) for p in parameters]
+            torch._foreach_mul_(velocity, self.settings.outer_momentum)
+            torch._foreach_add_(velocity, gradients)
+            gradients = velocity
+        torch._foreach_add_(weights, gradients, alpha=-rate)
+
+    @staticmethod
+    def _collect(
+        sums: dict[int, tuple[nn.Parameter, Tensor]],
+        parameters: Sequence[nn.Parameter],
+        difference: Sequence[Tensor],
+        weight: float,
+    ) -> None:
+        for parameter, value in zip(parameters, difference, strict=True):
+            if id(parameter) in sums:
+                sums[id(parameter)][1].add_(value, alpha=weight)
+            else:
+                sums[id(parameter)] = (parameter, value * weight)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Add the momentum buffers, by name of the parameter."""
+        names = {id(p): name for name, p in self.supernet.named_parameters()}
+        state = super().state_dict()
+        state["inner_buffers"] = {names[key]: value for key, value in (self.buffers or {}).items()}
+        state["outer_buffers"] = {names[key]: value for key, value in self.outer_buffers.items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put the buffers back."""
+        super().load_state_dict(state)
+        parameters = dict(self.supernet.named_parameters())
+        if self.buffers is not None:
+            self.buffers = {id(parameters[name]): value for name, value in state["inner_buffers"].items()}
+        self.outer_buffers = {id(parameters[name]): value for name, value in state["outer_buffers"].items()}
+
+
+def streams(settings: Settings) -> int:
+    """Return how many independent permutations of the data an outer step reads."""
+    return settings.adaptation_steps if settings.batches == "fresh" else 1
+
+
+METHOD = SUMNAS

@@ -1,0 +1,257 @@
+"""params.yaml: the one settings file, read, checked as a whole, and handed out block by block.
+
+The models of the blocks stand beside the components that they configure; this file brings them together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sumnas import files
+from sumnas.batchnorm import CalibrationSettings
+from sumnas.benchmark.settings import BenchmarkSettings
+from sumnas.data import DataSettings
+from sumnas.errors import UserError
+from sumnas.evaluation import EvaluationSettings
+from sumnas.methods import base as methods
+from sumnas.ranking import RankingSettings
+from sumnas.retraining import RetrainSettings
+from sumnas.sampling import SamplingSettings
+from sumnas.search import SearchSettings
+from sumnas.spaces import base as spaces
+from sumnas.training import SupernetSettings
+
+NAME = re.compile(r"[a-z][a-z0-9_-]*")
+"""Names of methods: a dot would break the engines' addressing of a block, a capital some file systems."""
+
+
+class RunSettings(BaseModel):
+    """Block `run`: which runs there are, and on what they run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    methods: list[str] = Field(min_length=1, description="names of blocks in `methods`")
+    seeds: list[int] = Field(min_length=1)
+    shards: list[int] = Field(min_length=1, description="[0, 1, ...]: into how many jobs the pool and scores are split")
+    threads: int = Field(ge=1, description="threads of a stage; another number gives other rounding, so it is a setting")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+BLOCKS: dict[str, type[BaseModel]] = {
+    "run": RunSettings,
+    "data": DataSettings,
+    "benchmark": BenchmarkSettings,
+    "sampling": SamplingSettings,
+    "supernet": SupernetSettings,
+    "calibration": CalibrationSettings,
+    "evaluation": EvaluationSettings,
+    "ranking": RankingSettings,
+    "search": SearchSettings,
+    "retrain": RetrainSettings,
+}
+DYNAMIC = ("space", "methods")
+"""Blocks whose model depends on what they name."""
+
+
+class Params:
+    """The validated settings, or the part of them that a stage declared."""
+
+    def __init__(self, blocks: Mapping[str, Any]) -> None:
+        self._blocks = dict(blocks)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a block; AttributeError says so where the stage did not declare it."""
+        if name.startswith("_") or name not in self._blocks:
+            raise AttributeError(f"this stage does not declare params block {name!r}; it has {sorted(self._blocks)}")
+        return self._blocks[name]
+
+    def select(self, blocks: Iterable[str]) -> Params:
+        """Return only the blocks named. `run.threads` gives that key alone, `methods.<name>` that method as `method`."""
+        chosen: dict[str, Any] = {}
+        for name in blocks:
+            head, _, tail = name.partition(".")
+            if head == "methods":
+                if tail not in self._blocks["methods"]:
+                    raise UserError(_unknown("method", tail, self._blocks["methods"]))
+                chosen["method"] = self._blocks["methods"][tail]
+            elif tail:
+                chosen[tail] = getattr(self._blocks[head], tail)
+            else:
+                chosen[head] = self._blocks[head]
+        return Params(chosen)
+
+    def plain(self) -> dict[str, Any]:
+        """Return JSON-ready data, defaults filled in."""
+        return {name: _plain(block) for name, block in self._blocks.items()}
+
+    def digest(self) -> str:
+        """Return a digest of the settings: equal for equal values, whatever the file's layout and comments."""
+        return files.digest(self.plain())
+
+
+def load(path: Path) -> Params:
+    """Read and check the whole file. UserError has a line per problem: file, key, value, what would be valid."""
+    raw = _read(path)
+    problems: list[str] = []
+    blocks: dict[str, Any] = {}
+    every = [*BLOCKS, *DYNAMIC]
+    for name in raw:
+        if name not in every:
+            problems.append(_unknown("block", name, every))
+    for name in every:
+        if name not in raw:
+            problems.append(f"{name}: missing block")
+        elif not isinstance(raw[name], Mapping):
+            problems.append(f"{name} = {raw[name]!r}: must be a block of settings")
+        elif name in BLOCKS:
+            blocks[name] = _validate(BLOCKS[name], raw[name], name, problems)
+    if isinstance(raw.get("space"), Mapping):
+        blocks["space"] = _validate_named(spaces.module_of, "name", raw["space"], "space", problems)
+    if isinstance(raw.get("methods"), Mapping):
+        blocks["methods"] = {}
+        for name, block in raw["methods"].items():
+            key = f"methods.{name}"
+            if not NAME.fullmatch(str(name)):
+                problems.append(f"{key}: a method's name is lower case: letters, digits, '-', '_' ({NAME.pattern})")
+            elif not isinstance(block, Mapping):
+                problems.append(f"{key} = {block!r}: must be a block of settings")
+            else:
+                blocks["methods"][name] = _validate_named(methods.module_of, "strategy", block, key, problems)
+    if not problems:
+        problems = _combinations(Params(blocks))
+    if problems:
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
+    return Params(blocks)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, which here refuses a key given twice instead of silently keeping the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                line = node.value[number][0].start_mark.line + 1
+                raise yaml.constructor.ConstructorError(None, None, f"line {line}: key {key!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506 - a subclass of SafeLoader
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run from the project's root, or `make preset NAME=quick`") from None
+    except yaml.YAMLError as error:
+        text = " ".join(str(getattr(error, "problem", None) or error).split())
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(f"{path}: {where}{text}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: must hold blocks of settings, found {type(raw).__name__}")
+    return raw
+
+
+def _validate_named(
+    module_of: Any, field: str, raw: Mapping[str, Any], key: str, problems: list[str]
+) -> BaseModel | None:
+    """Validate a block whose model is found by its own field `field`."""
+    if field not in raw:
+        problems.append(f"{key}.{field}: missing")
+        return None
+    try:
+        model: type[BaseModel] = module_of(str(raw[field])).Settings
+    except UserError as error:
+        text = str(error)
+        problems.append(text if text.startswith(key) else f"{key}.{text}")
+        return None
+    return _validate(model, raw, key, problems)
+
+
+def _validate(model: type[BaseModel], raw: Mapping[str, Any], key: str, problems: list[str]) -> BaseModel | None:
+    try:
+        return model.model_validate(dict(raw))
+    except ValidationError as failure:
+        for error in failure.errors():
+            location = [str(part) for part in error["loc"]]
+            name = ".".join([key, *location])
+            if error["type"] == "extra_forbidden":
+                fields = _fields(model, location[:-1])
+                problems.append(_unknown("key", name, [".".join([key, *location[:-1], f]) for f in fields]))
+            elif error["type"] == "missing":
+                problems.append(f"{name}: missing")
+            else:
+                message = re.sub(r"^(Input|Value error,)\s*(should)?\s*", "", error["msg"])
+                message = re.sub(r"^be ", "must be ", message)
+                problems.append(f"{name} = {error['input']!r}: {message}")
+        return None
+
+
+def _fields(model: type[BaseModel], location: list[str]) -> list[str]:
+    """Return the keys that are valid at a place inside a model."""
+    for part in location:
+        field = model.model_fields.get(part)
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def _unknown(kind: str, name: str, valid: Iterable[str]) -> str:
+    valid = list(valid)
+    near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
+    short = [v.rpartition(".")[2] for v in valid]
+    return f"{name}: unknown {kind}; " + (f"did you mean '{near[0]}'?" if near else f"valid: {', '.join(short)}")
+
+
+def _combinations(params: Params) -> list[str]:
+    """Return what is wrong with values that are each valid alone."""
+    run, problems = params.run, []
+    for name in run.methods:
+        if name not in params.methods:
+            problems.append(_unknown("method", f"run.methods: {name}", [f"run.methods: {m}" for m in params.methods]))
+    for key in ("methods", "seeds"):
+        values = getattr(run, key)
+        if len(set(values)) < len(values):
+            problems.append(f"run.{key} = {values}: names one twice")
+    if run.shards != list(range(len(run.shards))):
+        problems.append(f"run.shards = {run.shards}: must count from 0, such as {list(range(len(run.shards)))}")
+    if params.data.validation + params.data.test >= 1:
+        shares = params.data.validation + params.data.test
+        problems.append(f"data.validation + data.test = {shares:g}: must be below 1, the rest is trained on")
+    try:
+        space = spaces.build(params.space)
+    except ValueError as error:
+        return [*problems, str(error)]
+    smallest = space.mac_costs.base + float(space.mac_costs.table.min(1).sum())
+    for limit in params.search.limits:
+        if limit is not None and limit < smallest:
+            problems.append(
+                f"search.limits = {limit}: no architecture has so few MACs; the smallest has {smallest:.6g} million"
+            )
+    pool = params.benchmark.pool
+    if params.benchmark.source == "pool":
+        if pool.architectures > space.size:
+            problems.append(
+                f"benchmark.pool.architectures = {pool.architectures}: the space has only {space.size} architectures"
+            )
+        if params.sampling.strategy == "macs" and params.sampling.count > pool.architectures:
+            problems.append(
+                f"sampling.count = {params.sampling.count}: the benchmark has only {pool.architectures} architectures "
+                "(benchmark.pool.architectures)"
+            )
+    return problems
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

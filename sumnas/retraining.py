@@ -1,0 +1,98 @@
+"""Training one architecture from scratch: for the true accuracies and for the network that was found (method sec. 7)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from sumnas import seeding
+from sumnas.augmentation import Augmentation
+from sumnas.data import Batches, Prepared
+from sumnas.errors import UserError
+from sumnas.evaluation import Score, evaluate
+from sumnas.schedules import Schedule, factor
+from sumnas.spaces.base import Architecture, Space
+
+
+class Recipe(BaseModel):
+    """How one network is trained. NAS-Bench-201's own: 200 epochs, batch 256, lr 0.1, the defaults, flip, crop 4."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(5e-4, ge=0, description="on every parameter, normalisation included")
+    schedule: Schedule = Field("cosine", description="constant within an epoch, as in NAS-Bench-201")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    augmentation: Augmentation
+
+
+class RetrainSettings(BaseModel):
+    """Block `retrain`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: bool
+    seed: int = Field(0, ge=0)
+    recipe: Recipe
+
+
+class Trained(NamedTuple):
+    """A trained network and its score on each held-out split."""
+
+    network: nn.Module
+    scores: dict[str, Score]
+
+
+def train_network(
+    space: Space,
+    architecture: Architecture,
+    data: Prepared,
+    recipe: Recipe,
+    seed: int,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> Trained:
+    """Train one architecture from scratch on the training split; `on_epoch` gets the epoch and its mean loss.
+
+    Streams depend on the seed and the architecture's string, so a network's result does not depend on which others
+    are trained beside it. UserError at the first loss that is not finite.
+    """
+    name = space.encode(architecture)
+    with seeding.scoped(seed, "weights", name):
+        network = space.network(architecture)
+    device = data.labels["train"].device
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    everything = torch.arange(len(data.labels["train"]))
+    batches = Batches(data, everything, recipe.batch_size, seeding.derive(seed, name), recipe.augmentation)
+    optimizer = torch.optim.SGD(
+        network.parameters(), recipe.learning_rate, recipe.momentum,
+        nesterov=recipe.nesterov and recipe.momentum > 0, weight_decay=recipe.weight_decay, foreach=True,
+    )  # fmt: skip
+    for parameter in network.parameters():  # out of the loss's reach, some still decay, as in the benchmark
+        parameter.grad = torch.zeros_like(parameter)
+    network.train()
+    for epoch in range(recipe.epochs):
+        optimizer.param_groups[0]["lr"] = recipe.learning_rate * factor(recipe.schedule, epoch / recipe.epochs)
+        total = torch.zeros((), device=device)
+        for (((images, labels),),) in batches.epoch(epoch):
+            loss = F.cross_entropy(network(images), labels, label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad(set_to_none=False)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += loss.detach()
+        mean = float(total) / batches.steps
+        if not math.isfinite(mean):
+            raise UserError(f"{name}: the loss became {mean} in epoch {epoch + 1}; lower the recipe's learning rate")
+        if on_epoch:
+            on_epoch(epoch, mean)
+    scores = {split: evaluate(network, data.split(split), 512) for split in ("validation", "test")}
+    return Trained(network, scores)

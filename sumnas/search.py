@@ -1,0 +1,234 @@
+"""The best predicted architecture under limits on MACs: evolutionary (Algorithm 2, App. C) or exhaustive."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from sumnas.errors import UserError
+from sumnas.sampling import HALF_A_MAC, Accept, Architecture, Feasible, collect
+from sumnas.seeding import numpy_stream
+
+Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+
+BREEDING_TRIES = 50
+"""Tries allowed for each mutant or crossover wanted; what is then missing is drawn at random, as in SPOS."""
+
+
+class SearchSettings(BaseModel):
+    """Block `search`. The defaults are those of Algorithm 2 in the paper, where the one limit is 400."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strategy: Literal["evolution", "exhaustive"]
+    limits: tuple[Limit, ...] = Field(
+        min_length=1, description="one search each: at most so many million MACs; null is no limit"
+    )
+    population: int = Field(default=20, ge=1, description="P: survivors of a generation")
+    generations: int = Field(default=30, ge=0, description="G; 0 leaves the best of P random architectures")
+    offspring: int = Field(default=64, ge=2, multiple_of=2, description="C: half mutants, half crossovers")
+    mutation_probability: float = Field(default=0.1, gt=0, le=1, description="p, per layer")
+    seed: int = 0
+
+    @field_validator("limits")
+    @classmethod
+    def _unique(cls, limits: tuple[float | None, ...]) -> tuple[float | None, ...]:
+        if len(set(limits)) < len(limits):
+            raise ValueError("each limit may be listed once")
+        return limits
+
+
+class InfeasibleLimit(UserError, ValueError):
+    """No architecture meets a limit; the message states the smallest MACs there are."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best predicted architecture under one limit; `macs` and `limit` in millions, None for no limit."""
+
+    limit: float | None
+    architecture: Architecture
+    predicted: float
+    macs: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One row of history: scores of the population after `generation` (0: the random start).
+
+    `scored` counts the distinct architectures whose score all limits together have needed so far.
+    """
+
+    limit: float | None
+    generation: int
+    best: float
+    mean: float
+    worst: float
+    scored: int
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What one evolution found, its last population (best first) and one row per generation."""
+
+    found: Found
+    population: list[Architecture]
+    history: list[Generation]
+
+
+class Scores:
+    """A memo over `score`, so that no architecture is ever scored twice, whatever the limit.
+
+    `known` can be saved and given to a new memo: the same search then goes the same way and computes only
+    what is missing. `computed` counts the calls of `score`; `asked` holds all that was needed, known before
+    or not.
+    """
+
+    def __init__(
+        self, score: Callable[[Architecture], float], known: Mapping[Architecture, float] | None = None
+    ) -> None:
+        """Remember nothing yet, or the scores of an earlier memo."""
+        self.known: dict[Architecture, float] = dict(known or {})
+        self.asked: set[Architecture] = set()
+        self.computed = 0
+        self._score = score
+
+    def __call__(self, architecture: Architecture) -> float:
+        """Return the score, higher is better; ValueError if it is not a finite number, which has no rank."""
+        if architecture not in self.known:
+            self.known[architecture] = float(self._score(architecture))
+            self.computed += 1
+        self.asked.add(architecture)
+        value = self.known[architecture]
+        if not math.isfinite(value):
+            raise ValueError(f"architecture {architecture}: a score of {value} has no rank")
+        return value
+
+
+def mutate(
+    parent: Architecture, candidates: int, probability: float, rng: np.random.Generator
+) -> Architecture:
+    """Change each layer with `probability` to one of the other operators, uniformly (App. C)."""
+    changed = rng.random(len(parent)) < probability
+    other = (np.array(parent) + rng.integers(1, max(candidates, 2), size=len(parent))) % candidates
+    return tuple(np.where(changed, other, parent).tolist())
+
+
+def cross(first: Architecture, second: Architecture, rng: np.random.Generator) -> Architecture:
+    """Take each layer from one of the two parents, with equal chances (App. C)."""
+    return tuple(np.where(rng.random(len(first)) < 0.5, first, second).tolist())
+
+
+def evolve(
+    settings: SearchSettings,
+    scores: Scores,
+    feasible: Feasible,
+    rng: np.random.Generator,
+    on_generation: Callable[[Generation], None] | None = None,
+) -> SearchResult:
+    """Run Algorithm 2 among the feasible architectures: every member of every population is one.
+
+    Survivors are the best P of parents and children, ties by the lowest tuple; fewer than P where no more
+    exist. `on_generation` gets each row of history. InfeasibleLimit (a ValueError) where nothing is feasible.
+    """
+    population: list[Architecture] = []
+    history: list[Generation] = []
+    for generation in range(settings.generations + 1):
+        if not generation:
+            new = feasible.draw(settings.population, rng)
+        else:
+            new = _breed(settings, population, feasible, rng)
+        ranked = sorted(population + new, key=lambda a: (-scores(a), a))
+        population = ranked[: settings.population]
+        if not population:
+            raise _infeasible(feasible.limit, feasible.smallest())
+        values = [scores(a) for a in population]
+        mean = float(np.mean(values))
+        history.append(Generation(feasible.limit, generation, values[0], mean, values[-1], len(scores.asked)))
+        if on_generation:
+            on_generation(history[-1])
+    best = population[0]
+    return SearchResult(Found(feasible.limit, best, scores(best), feasible.macs(best)), population, history)
+
+
+def _breed(
+    settings: SearchSettings, parents: list[Architecture], feasible: Feasible, rng: np.random.Generator
+) -> list[Architecture]:
+    """Return the children of one generation, all of them new: half mutants, half crossovers."""
+    if feasible.members is not None and len(feasible.members) == len(parents):
+        return []
+    half, size, candidates = settings.offspring // 2, len(parents), feasible.costs.shape[1]
+    taken = set(parents)
+
+    def mutant() -> Architecture:
+        return mutate(parents[rng.integers(size)], candidates, settings.mutation_probability, rng)
+
+    def crossover() -> Architecture:
+        first, step = rng.integers(size), rng.integers(1, max(size, 2))
+        return cross(parents[first], parents[(first + step) % size], rng)
+
+    def fresh(child: Architecture) -> bool:
+        return child not in taken and feasible.admits(child)
+
+    children: list[Architecture] = []
+    for make in (mutant, crossover):
+        children += collect(make, half, fresh, BREEDING_TRIES * half)
+        taken.update(children)
+    return children + feasible.draw(2 * half - len(children), rng, taken)
+
+
+def evolve_under_limits(
+    settings: SearchSettings,
+    scores: Scores,
+    costs: NDArray[np.float64],
+    base: float,
+    accept: Accept | None = None,
+    on_generation: Callable[[Generation], None] | None = None,
+) -> list[SearchResult]:
+    """Run `evolve` for each limit of the settings, with one memo and a random stream of its own each."""
+    results = []
+    for limit in settings.limits:
+        rng = numpy_stream(settings.seed, "search", limit)
+        results.append(evolve(settings, scores, Feasible(costs, base, limit, accept), rng, on_generation))
+    return results
+
+
+def best_under_limits(
+    architectures: Sequence[Architecture],
+    predicted: NDArray[np.float64],
+    macs: NDArray[np.float64],
+    limits: Sequence[float | None],
+) -> list[Found]:
+    """Return the best predicted of all architectures under each limit (sec. 4.2, exhaustive search).
+
+    `predicted` and `macs` (millions) are [A], as `architectures`. Ties go to the lowest index. Equal MACs
+    meet a limit: the paper writes "<", but no architecture of NAS-Bench-201 lies on 20, 50 or 100 million.
+    InfeasibleLimit (a ValueError) where nothing meets a limit.
+    """
+    sizes = len(architectures), len(predicted), len(macs)
+    if len(set(sizes)) > 1 or not np.isfinite(predicted).all():
+        raise ValueError(f"one finite prediction and one cost per architecture, got {sizes}")
+    found = []
+    for limit in limits:
+        within = np.flatnonzero(macs <= (math.inf if limit is None else limit) + HALF_A_MAC)
+        if not len(within):
+            raise _infeasible(limit, float(np.min(macs, initial=math.inf)))
+        best = within[np.argmax(predicted[within])]
+        found.append(Found(limit, architectures[best], float(predicted[best]), float(macs[best])))
+    return found
+
+
+def _infeasible(limit: float | None, smallest: float) -> InfeasibleLimit:
+    if math.isinf(smallest):
+        return InfeasibleLimit("search: no architecture meets the conditions, whatever its MACs")
+    least = f"the smallest reachable is {smallest:.6f} million"
+    if limit is None or smallest <= limit + HALF_A_MAC:  # then it is a bound that leaves the conditions aside
+        text = f"found nothing within {limit} million MACs that meets the conditions; without them {least}"
+        return InfeasibleLimit(f"search.limits: {text}")
+    return InfeasibleLimit(f"search.limits: nothing is within {limit} million MACs; {least}: raise the limit")

@@ -1,0 +1,168 @@
+"""What can be searched: choice layers with candidate operators, and the networks made of them (method sec. 1)."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import itertools
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from sumnas.errors import UserError
+
+Architecture = tuple[int, ...]
+"""One operator index per choice layer; also called a path, or a sub-model of the supernet."""
+
+
+class Supernet(nn.Module):
+    """Every operator's weights once; a forward pass runs one architecture.
+
+    `choices[layer][operator]` are the parameters that belong to one operator of one layer, `shared` those on every
+    path (stem, reductions, last normalisation, classifier). Its normalisation layers hold no running statistics: a
+    pass normalises by its own batch, and a sub-model gets its statistics by recalibration (sec. 4).
+    """
+
+    choices: Sequence[Sequence[list[nn.Parameter]]]
+    shared: list[nn.Parameter]
+
+    def path_choices(self, architecture: Architecture) -> list[nn.Parameter]:
+        """Return the choice parameters on this path, layer by layer."""
+        return [p for layer, operator in zip(self.choices, architecture, strict=True) for p in layer[operator]]
+
+    def forward(self, x: Tensor, architecture: Architecture) -> Tensor:
+        """[N, C, H, W] images -> [N, classes] logits of one sub-model."""
+        raise TypeError(f"{type(self).__name__} must define forward")
+
+
+class Costs:
+    """Additive costs: an architecture costs `base` plus one entry per layer of `table` [layers, operators]."""
+
+    def __init__(self, base: float, table: NDArray[np.float64]) -> None:
+        self.base = base
+        self.table = table
+
+    def of(self, architecture: Architecture) -> float:
+        """Return the cost of one architecture, in the table's unit."""
+        return self.base + float(self.table[np.arange(len(architecture)), list(architecture)].sum())
+
+
+class Space(ABC):
+    """A search space: `layers` choice layers with the same `candidates`, strings, costs and networks.
+
+    Subclasses give the networks; everything here follows from them.
+    """
+
+    layers: int
+    candidates: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of architectures."""
+        return len(self.candidates) ** self.layers
+
+    def architectures(self) -> Iterator[Architecture]:
+        """Every architecture, first layer slowest."""
+        return itertools.product(range(len(self.candidates)), repeat=self.layers)
+
+    def check(self, architecture: Sequence[int]) -> Architecture:
+        """Return the architecture as a tuple; ValueError names the layer that lies outside the space."""
+        if len(architecture) != self.layers:
+            raise ValueError(f"an architecture here has {self.layers} layers, got {len(architecture)}")
+        for layer, operator in enumerate(architecture):
+            if not 0 <= operator < len(self.candidates):
+                raise ValueError(f"layer {layer} has no operator {operator} (0..{len(self.candidates) - 1})")
+        return tuple(int(operator) for operator in architecture)
+
+    @abstractmethod
+    def encode(self, architecture: Architecture) -> str:
+        """Return the architecture's string."""
+
+    @abstractmethod
+    def decode(self, text: str) -> Architecture:
+        """Return the architecture of a string; ValueError says what is wrong with it."""
+
+    @abstractmethod
+    def connected(self, architecture: Architecture) -> bool:
+        """Whether the output depends on the input at all."""
+
+    @abstractmethod
+    def supernet(self) -> Supernet:
+        """Build a supernet, initialised from torch's global stream (see seeding.scoped)."""
+
+    @abstractmethod
+    def network(self, architecture: Architecture) -> nn.Module:
+        """Build one stand-alone network, initialised from torch's global stream, with running statistics."""
+
+    @abstractmethod
+    def count_costs(self) -> tuple[Costs, Costs]:
+        """Count multiply-adds (millions) and parameters (millions) from the real layers."""
+
+    @cached_property
+    def _costs(self) -> tuple[Costs, Costs]:
+        return self.count_costs()
+
+    @property
+    def mac_costs(self) -> Costs:
+        """Multiply-adds in millions."""
+        return self._costs[0]
+
+    def macs(self, architecture: Architecture) -> float:
+        """Multiply-adds of one image through the stand-alone network, in millions."""
+        return self._costs[0].of(architecture)
+
+    def params(self, architecture: Architecture) -> float:
+        """Parameters of the stand-alone network, in millions."""
+        return self._costs[1].of(architecture)
+
+    def extract(self, supernet: Supernet, architecture: Architecture) -> nn.Module:
+        """Return the sub-model as a stand-alone network that shares the supernet's weight tensors.
+
+        Nothing is copied; the running statistics are its own, so that the supernet stays as it was.
+        """
+        with torch.device("meta"):
+            network = self.network(architecture)
+        weights = supernet.state_dict()
+        own = {name: weights[name] for name in network.state_dict() if name in weights}
+        network.load_state_dict(own, strict=False, assign=True)
+        device = supernet.shared[0].device
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+                module.running_mean = torch.zeros(module.num_features, device=device)
+                module.running_var = torch.ones(module.num_features, device=device)
+                module.num_batches_tracked = torch.zeros((), dtype=torch.long, device=device)
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
+        return network
+
+
+def names() -> list[str]:
+    """Return the names of the spaces there are: one file each in sumnas/spaces/."""
+    import sumnas.spaces as package
+
+    helpers = {"base", "layers", "costs"}
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in helpers)
+
+
+def module_of(name: str) -> Any:
+    """Return the module of the space called `name`, which has `Settings` and `build`; UserError if unknown."""
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UserError(f"space.name = {name!r}: no such space; {hint}there are: {', '.join(names())}")
+    return importlib.import_module(f"sumnas.spaces.{name}")
+
+
+def build(settings: BaseModel) -> Space:
+    """Build the space that a validated `space` block describes."""
+    name: str = settings.name  # type: ignore[attr-defined]
+    space: Space = module_of(name).build(settings)
+    return space

@@ -1,0 +1,229 @@
+"""The NAS-Bench-201 space: one cell of six edges with five operators, repeated (paper App. A; method sec. 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from sumnas.spaces import costs
+from sumnas.spaces.base import Architecture, Costs, Space, Supernet
+from sumnas.spaces.layers import AveragePool, Identity, ReLUConvBN, ResidualBlock, Zero
+
+OPERATORS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+NONE, SKIP, CONV1, CONV3, POOL = range(5)
+EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+"""(source node, target node) in the order of the official strings; node 0 is the cell's input, node 3 its output."""
+
+
+class Settings(BaseModel):
+    """Block `space` for this space. The paper's network: 16 channels, 5 cells a stage, 32x32 RGB, 10 classes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["nasbench201"]
+    channels: int = Field(ge=1, description="channels of the first stage; doubled at each of the two reductions")
+    cells: int = Field(ge=1, description="cells per stage")
+    image_size: int = Field(ge=4, description="height and width of the images, a multiple of 4")
+    image_channels: int = Field(ge=1)
+    classes: int = Field(ge=2)
+    affine: bool = Field(
+        True, description="affine batch normalisation in the cells; without it their convolutions carry a bias"
+    )
+
+
+class Step(NamedTuple):
+    """One edge that a cell runs: its index, the operator, source and target node."""
+
+    edge: int
+    operator: int
+    source: int
+    target: int
+
+
+@lru_cache(maxsize=65536)
+def plan(architecture: Architecture) -> tuple[Step, ...]:
+    """Return the edges a cell has to run, in order.
+
+    Left out are only edges whose output cannot reach node 3. An edge fed by an all-zero node stays: ReLU-Conv-BN of
+    zeros is the normalisation's shift, not zero.
+    """
+    useful = {3}
+    for edge in reversed(range(len(EDGES))):
+        source, target = EDGES[edge]
+        if architecture[edge] != NONE and target in useful:
+            useful.add(source)
+    return tuple(
+        Step(edge, architecture[edge], source, target)
+        for edge, (source, target) in enumerate(EDGES)
+        if architecture[edge] != NONE and target in useful
+    )
+
+
+class Cell(nn.Module):
+    """Four nodes; node j sums its incoming edges. Holds the operators listed in `choices`, one list per edge."""
+
+    def __init__(self, channels: int, choices: Sequence[Sequence[int]], *, affine: bool, track: bool) -> None:
+        super().__init__()
+
+        def operator(index: int) -> nn.Module:
+            if index in (CONV1, CONV3):
+                return ReLUConvBN(channels, channels, 1 if index == CONV1 else 3, affine=affine, track=track)
+            return {NONE: Zero, SKIP: Identity, POOL: AveragePool}[index]()
+
+        self.edges = nn.ModuleList(nn.ModuleDict({OPERATORS[o]: operator(o) for o in edge}) for edge in choices)
+        # Plain references beside the registered ones: a dictionary look-up per edge is all that a pass then pays.
+        self.operators = [{o: self.edges[e][OPERATORS[o]] for o in edge} for e, edge in enumerate(choices)]  # type: ignore[index]
+
+    def forward(self, x: Tensor, steps: tuple[Step, ...]) -> Tensor:
+        """[N, C, H, W] -> the same shape, running `steps` (see `plan`)."""
+        nodes: list[Tensor | None] = [x, None, None, None]
+        for edge, operator, source, target in steps:
+            node = nodes[source]
+            if node is None:  # an all-zero node: the identity and the pool pass zeros on, a convolution does not
+                if operator in (SKIP, POOL):
+                    continue
+                node = torch.zeros_like(x)
+            value = node if operator == SKIP else self.operators[edge][operator](node)
+            present = nodes[target]
+            nodes[target] = value if present is None else present + value
+        out = nodes[3]
+        return torch.zeros_like(x) if out is None else out
+
+
+class Network(Supernet):
+    """Stem, three stages of cells with two reductions between, head. A supernet, or one architecture's network.
+
+    `choices` lists for every edge the operators it holds; with one each, `forward` needs no architecture.
+    """
+
+    def __init__(self, settings: Settings, choices: Sequence[Sequence[int]], *, track: bool) -> None:
+        super().__init__()
+        width = settings.channels
+        self.stem = nn.Sequential(
+            nn.Conv2d(settings.image_channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width, track_running_stats=track),
+        )
+        body: list[nn.Module] = []
+        for stage in range(3):
+            if stage:
+                body.append(ResidualBlock(width, 2 * width, track=track))
+                width *= 2
+            body += [Cell(width, choices, affine=settings.affine, track=track) for _ in range(settings.cells)]
+        self.body = nn.ModuleList(body)
+        self.norm = nn.BatchNorm2d(width, track_running_stats=track)
+        self.classifier = nn.Linear(width, settings.classes)
+        self.only = tuple(edge[0] for edge in choices) if all(len(edge) == 1 for edge in choices) else None
+        cells = [module for module in body if isinstance(module, Cell)]
+        self.choices = [
+            [
+                [p for cell in cells for p in cell.operators[e][o].parameters()] if o in edge else []
+                for o in range(len(OPERATORS))
+            ]
+            for e, edge in enumerate(choices)
+        ]
+        owned = {id(p) for layer in self.choices for operator in layer for p in operator}
+        self.shared = [p for p in self.parameters() if id(p) not in owned]
+
+    def forward(self, x: Tensor, architecture: Architecture | None = None) -> Tensor:
+        """[N, C, H, W] images -> [N, classes] logits."""
+        architecture = architecture or self.only
+        if architecture is None:
+            raise ValueError("a supernet needs the architecture that is to run")
+        steps = plan(architecture)
+        x = self.stem(x)
+        for module in self.body:
+            x = module(x, steps) if isinstance(module, Cell) else module(x)
+        x = F.relu(self.norm(x))
+        logits: Tensor = self.classifier(x.mean((2, 3)))
+        return logits
+
+
+class NASBench201(Space):
+    """15,625 architectures; strings such as `|nor_conv_3x3~0|+|none~0|skip_connect~1|+|...|`."""
+
+    layers = len(EDGES)
+    candidates = OPERATORS
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def encode(self, architecture: Architecture) -> str:
+        """Return the official string."""
+        parts = iter(f"{OPERATORS[o]}~{source}" for o, (source, _) in zip(architecture, EDGES, strict=True))
+        return "+".join("|" + "|".join(next(parts) for _ in range(node)) + "|" for node in (1, 2, 3))
+
+    def decode(self, text: str) -> Architecture:
+        """Return the architecture of an official string; ValueError says what is wrong with it."""
+        parts = [edge for node in text.strip().split("+") for edge in node.strip("|").split("|")]
+        if len(parts) != len(EDGES):
+            raise ValueError(f"{text!r} has {len(parts)} edges; a NAS-Bench-201 string has {len(EDGES)}")
+        operators = []
+        for part, (source, target) in zip(parts, EDGES, strict=True):
+            name, _, tail = part.partition("~")
+            if name not in OPERATORS:
+                raise ValueError(f"{text!r}: no operator {name!r}; there are {', '.join(OPERATORS)}")
+            if tail != str(source):
+                raise ValueError(f"{text!r}: edge {part!r} into node {target} should come from node {source}")
+            operators.append(OPERATORS.index(name))
+        architecture = tuple(operators)
+        if self.encode(architecture) != text.strip():
+            raise ValueError(f"{text!r} is not of the form |op~0|+|op~0|op~1|+|op~0|op~1|op~2|")
+        return architecture
+
+    def connected(self, architecture: Architecture) -> bool:
+        """Whether some path of edges other than `none` leads from node 0 to node 3."""
+        reached = {0}
+        for operator, (source, target) in zip(architecture, EDGES, strict=True):
+            if operator != NONE and source in reached:
+                reached.add(target)
+        return 3 in reached
+
+    def supernet(self) -> Network:
+        """Build a supernet with all five operators on every edge."""
+        return Network(self.settings, [range(len(OPERATORS))] * len(EDGES), track=False)
+
+    def network(self, architecture: Architecture) -> Network:
+        """Build one stand-alone network."""
+        return Network(self.settings, [[operator] for operator in self.check(architecture)], track=True)
+
+    def count_costs(self) -> tuple[Costs, Costs]:
+        """Count per edge and operator, summed over the cells, and the rest of the network once. In millions."""
+        with torch.device("meta"):
+            # The costs are those of the stand-alone networks, which the benchmark trains with affine normalisation.
+            network = Network(self.settings.model_copy(update={"affine": True}), [range(5)] * len(EDGES), track=True)
+            macs, params = np.zeros((2, len(EDGES), len(OPERATORS)))
+            size, total = self.settings.image_size, 0
+            for module in network.body:
+                if isinstance(module, Cell):
+                    x = torch.empty(1, module_channels(module), size, size)
+                    for edge, operators in enumerate(module.operators):
+                        for index, operator in operators.items():
+                            macs[edge, index] += costs.count_macs(operator, x)
+                            params[edge, index] += costs.count_parameters(operator)
+                else:
+                    size //= 2
+            image = torch.empty(1, self.settings.image_channels, self.settings.image_size, self.settings.image_size)
+            bare = Network(self.settings, [[NONE]] * len(EDGES), track=True)
+            total = costs.count_macs(bare, image)
+        return Costs(total / 1e6, macs / 1e6), Costs(costs.count_parameters(bare) / 1e6, params / 1e6)
+
+
+def module_channels(cell: Cell) -> int:
+    """Return the channels of a cell that holds a convolution."""
+    conv = cell.operators[0][CONV1]
+    assert isinstance(conv, ReLUConvBN)
+    return conv.conv.in_channels
+
+
+def build(settings: Settings) -> NASBench201:
+    """Build the space; the images must survive two halvings."""
+    if settings.image_size % 4:
+        raise ValueError(f"space.image_size = {settings.image_size}: must be a multiple of 4 (two reductions)")
+    return NASBench201(settings)
