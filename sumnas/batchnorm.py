@@ -92,7 +92,8 @@ def set_statistics(network: nn.Module, statistics: Tensor) -> None:
     sizes = [layer.num_features for layer in layers]
     if statistics.shape != (2, sum(sizes)):
         raise ValueError(f"statistics of shape {tuple(statistics.shape)}, the network needs {(2, sum(sizes))}")
-    for layer, mean, variance in zip(layers, statistics[0].split(sizes), statistics[1].split(sizes), strict=True):
+    means, variances = (torch.split(row, sizes) for row in statistics)
+    for layer, mean, variance in zip(layers, means, variances, strict=True):
         assert layer.running_mean is not None and layer.running_var is not None
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(variance)

@@ -76,7 +76,7 @@ class Prepared:
 
 
 def prepare(settings: DataSettings, folder: Path) -> dict[str, Any]:
-    """Write arrays x_<split>.npy (uint8 [N, H, W, C]), y_<split>.npy (int64 [N]) and manifest.json; return the latter."""
+    """Write x_<split>.npy (uint8 [N, H, W, C]), y_<split>.npy (int64 [N]) and manifest.json; return the latter."""
     images, labels, names = _digits()
     splits = _stratified(labels, settings)
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ class Batches:
 
 
 def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # imported here: it takes seconds
+    from sklearn.datasets import load_digits  # imported here: it takes seconds
 
     digits = load_digits()
     return digits.images[..., None].astype(np.uint8), digits.target.astype(np.int64), [str(n) for n in range(10)]
@@ -175,7 +175,7 @@ def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
 
 def _stratified(labels: NDArray[np.int64], settings: DataSettings) -> dict[str, NDArray[np.int64]]:
     """Split indices by the settings' shares, with equal shares of every class."""
-    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
+    from sklearn.model_selection import train_test_split
 
     if settings.validation + settings.test >= 1:
         raise UserError(

@@ -39,7 +39,7 @@ def evaluate(network: nn.Module, split: Batch, batch_size: int) -> Score:
     # Summed on the device and read once: a transfer per batch would stall an accelerator.
     correct = torch.zeros((), dtype=torch.long, device=labels.device)
     loss = torch.zeros((), dtype=torch.float64, device=labels.device)
-    for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+    for x, y in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
         logits = network(x)
         correct += (logits.argmax(1) == y).sum()
         loss += F.cross_entropy(logits, y, reduction="sum")

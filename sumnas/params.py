@@ -39,8 +39,8 @@ class RunSettings(BaseModel):
 
     methods: list[str] = Field(min_length=1, description="names of blocks in `methods`")
     seeds: list[int] = Field(min_length=1)
-    shards: list[int] = Field(min_length=1, description="[0, 1, ...]: into how many jobs the pool and scores are split")
-    threads: int = Field(ge=1, description="threads of a stage; another number gives other rounding, so it is a setting")
+    shards: list[int] = Field(min_length=1, description="[0, 1, ...]: jobs that the pool and the scores are split into")
+    threads: int = Field(ge=1, description="of a stage; another number gives other rounding, so it is a setting")
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -73,7 +73,7 @@ class Params:
         return self._blocks[name]
 
     def select(self, blocks: Iterable[str]) -> Params:
-        """Return only the blocks named. `run.threads` gives that key alone, `methods.<name>` that method as `method`."""
+        """Return only the blocks named; `run.threads` gives that key alone, `methods.<name>` that one as `method`."""
         chosen: dict[str, Any] = {}
         for name in blocks:
             head, _, tail = name.partition(".")
@@ -135,7 +135,7 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML's safe loader, which here refuses a key given twice instead of silently keeping the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for number, key in enumerate(keys):
             if key in keys[:number]:
                 line = node.value[number][0].start_mark.line + 1
@@ -145,7 +145,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506 - a subclass of SafeLoader
+        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a subclass of SafeLoader
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the project's root, or `make preset NAME=quick`") from None
     except yaml.YAMLError as error:

@@ -1,4 +1,4 @@
-"""Training one architecture from scratch: for the true accuracies and for the network that was found (method sec. 7)."""
+"""Training one architecture from scratch: for true accuracies and for the network that was found (method sec. 7)."""
 
 from __future__ import annotations
 

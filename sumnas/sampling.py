@@ -24,7 +24,6 @@ ENUMERABLE = 100_000
 TRIES = 1_000
 """Random draws allowed for each architecture wanted, in a space too large to go through."""
 
-
 HALF_A_MAC = 5e-7
 """In millions. MACs are whole numbers: sums that differ by less are equal; rounding decides on no limit."""
 
@@ -37,9 +36,7 @@ class SamplingSettings(BaseModel):
     strategy: Literal["intervals", "macs", "all"] = Field(
         description="best of each accuracy interval (sec. 4.2), evenly in MACs (sec. 4.3), or the whole table"
     )
-    intervals: int = Field(
-        default=400, ge=1, description="strategy intervals: even parts of the accuracy range"
-    )
+    intervals: int = Field(default=400, ge=1, description="strategy intervals: even parts of the range")
     count: int = Field(default=20, ge=2, description="strategy macs: number of architectures")
     floor: float | None = Field(
         default=10.0,
@@ -247,6 +244,5 @@ def collect(draw: Callable[[], Architecture], count: int, accept: Accept, tries:
 
 
 def _check_finite(name: str, values: NDArray[np.float64]) -> None:
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        raise ValueError(f"{name}: row {bad[0]} is {values[bad[0]]}; every architecture needs a finite value")
+    for row in np.flatnonzero(~np.isfinite(values)):
+        raise ValueError(f"{name}: row {row} is {values[row]}; every architecture needs a finite value")

@@ -140,10 +140,7 @@ def evolve(
     population: list[Architecture] = []
     history: list[Generation] = []
     for generation in range(settings.generations + 1):
-        if not generation:
-            new = feasible.draw(settings.population, rng)
-        else:
-            new = _breed(settings, population, feasible, rng)
+        new = _breed(settings, population, feasible, rng) if generation else feasible.draw(settings.population, rng)
         ranked = sorted(population + new, key=lambda a: (-scores(a), a))
         population = ranked[: settings.population]
         if not population:
@@ -212,8 +209,8 @@ def best_under_limits(
     InfeasibleLimit (a ValueError) where nothing meets a limit.
     """
     sizes = len(architectures), len(predicted), len(macs)
-    if len(set(sizes)) > 1 or not np.isfinite(predicted).all():
-        raise ValueError(f"one finite prediction and one cost per architecture, got {sizes}")
+    if len(set(sizes)) > 1 or not (np.isfinite(predicted).all() and np.isfinite(macs).all()):
+        raise ValueError(f"one finite prediction and one finite cost per architecture, got {sizes}")
     found = []
     for limit in limits:
         within = np.flatnonzero(macs <= (math.inf if limit is None else limit) + HALF_A_MAC)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -16,10 +15,13 @@ from sumnas import seeding
 from sumnas.augmentation import Augmentation
 from sumnas.data import Batch, Batches, Prepared
 from sumnas.errors import UserError
-from sumnas.methods.base import Method
+from sumnas.methods.base import Method, module_of
+from sumnas.spaces.base import Supernet
 
 Row = dict[str, Any]
 """One epoch's figures, by column of history.csv."""
+Probe = Callable[[], float]
+"""Gives the mean loss of the probes."""
 
 
 class SupernetSettings(BaseModel):
@@ -43,6 +45,11 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)
 
+    @property
+    def loss(self) -> float:
+        """Mean loss of the epoch so far."""
+        return self.sums.get("loss", math.nan) / max(self.step, 1)
+
 
 class Heldout:
     """An endless seeded stream of batches of images that the weights are not trained on."""
@@ -63,8 +70,20 @@ class Heldout:
         return taken
 
 
+def assemble(
+    supernet: Supernet, data: Prepared, settings: SupernetSettings, method_settings: BaseModel, seed: int
+) -> tuple[Method, Batches, Heldout | None]:
+    """Return the method that a block of `methods` describes, its training batches and its held-out stream."""
+    strategy: str = method_settings.strategy  # type: ignore[attr-defined]
+    method: Method = module_of(strategy).METHOD(supernet, method_settings, 1, seed)
+    batches, heldout = batches_for(method, data, settings, seed)
+    # The method says what a step takes, which says how many steps there are: only now can it be told.
+    method.total_steps = settings.epochs * batches.steps
+    return method, batches, heldout
+
+
 def batches_for(
-    method: Method | type[Method], data: Prepared, settings: SupernetSettings, seed: int, streams: int, rounds: int
+    method: Method, data: Prepared, settings: SupernetSettings, seed: int
 ) -> tuple[Batches, Heldout | None]:
     """Split the training images as the method asks, and return its training batches and held-out stream."""
     count = len(data.labels["train"])
@@ -72,7 +91,7 @@ def batches_for(
     cut = round(count * method.train_share)
     batches = Batches(
         data, order[:cut].sort().values, settings.batch_size, seed, settings.augmentation,
-        streams=streams, rounds=rounds,
+        streams=method.streams, rounds=method.rounds,
     )  # fmt: skip
     heldout = Heldout(data, order[cut:].sort().values, settings.batch_size, seed) if method.heldout else None
     return batches, heldout
@@ -83,7 +102,7 @@ def train(
     batches: Batches,
     heldout: Heldout | None,
     epochs: int,
-    probe: Callable[[], float] | None = None,
+    probe: Probe | None = None,
     probe_every: int = 1,
     progress: Progress | None = None,
     on_step: Callable[[Progress], None] | None = None,
@@ -130,17 +149,19 @@ def train(
     return progress.history
 
 
+def capture(method: Method, progress: Progress) -> dict[str, Any]:
+    """Return everything that the rest of a training depends on, for torch.save."""
+    weights = {name: tensor.detach().clone() for name, tensor in method.supernet.state_dict().items()}
+    return {"weights": weights, "method": method.state_dict(), "progress": asdict(progress)}
+
+
+def restore(method: Method, state: dict[str, Any]) -> Progress:
+    """Put back what `capture` gave, in place, and return the progress to go on from."""
+    method.supernet.load_state_dict(state["weights"])
+    method.load_state_dict(state["method"])
+    return Progress(**state["progress"])
+
+
 def columns(history: Sequence[Row]) -> list[str]:
     """Return every column of a history, in order of first appearance."""
     return list(dict.fromkeys(name for row in history for name in row))
-
-
-class Stopwatch:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-
-    def seconds(self) -> float:
-        """Seconds so far."""
-        return time.perf_counter() - self.start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from sumnas import files, seeding
@@ -15,6 +16,8 @@ from sumnas.spaces.base import Architecture, Space
 
 COLUMNS = ("architecture", "seed", "accuracy", "loss", "validation_accuracy")
 """Of a shard: accuracy in percent and loss on the test split, and the accuracy on the validation split."""
+
+Row = dict[str, str | int | float]
 
 
 def draw(space: Space, settings: PoolSettings) -> list[Architecture]:
@@ -34,33 +37,36 @@ def share(architectures: list[Architecture], shard: int, shards: int) -> list[Ar
     return architectures[shard::shards]
 
 
-def train_one(space: Space, architecture: Architecture, data: Prepared, settings: PoolSettings, seed: int) -> dict[str, str | float]:
-    """Train one architecture with one seed and return its row of a shard."""
-    trained = train_network(space, architecture, data, settings.recipe, seed)
-    test, validation = trained.scores["test"], trained.scores["validation"]
-    return {
-        "architecture": space.encode(architecture),
-        "seed": seed,
-        "accuracy": test.accuracy,
-        "loss": test.loss,
-        "validation_accuracy": validation.accuracy,
-    }
-
-
 def train_share(
     space: Space,
     architectures: Iterable[Architecture],
     data: Prepared,
     settings: PoolSettings,
-    remember: Callable[[str, Callable[[], dict[str, str | float]]], dict[str, str | float]] = lambda _key, make: make(),
-) -> list[dict[str, str | float]]:
-    """Train each architecture with every seed. `remember(key, make)` may give a row that was made earlier."""
-    rows = []
+    remember: Callable[[str, Callable[[], Row]], Row] = lambda _key, make: make(),
+    on_done: Callable[[int], None] = lambda _done: None,
+) -> list[Row]:
+    """Train each architecture with every seed; return the rows of a shard.
+
+    `remember(key, make)` may give a row that was made earlier; `on_done` gets the number of rows so far.
+    """
+    rows: list[Row] = []
     for architecture in architectures:
         for seed in settings.seeds:
-            key = f"{space.encode(architecture)} {seed}"
-            rows.append(remember(key, lambda a=architecture, s=seed: train_one(space, a, data, settings, s)))  # type: ignore[misc]
+            make = partial(_train_one, space, architecture, data, settings, seed)
+            rows.append(remember(f"{space.encode(architecture)} {seed}", make))
+            on_done(len(rows))
     return rows
+
+
+def _train_one(space: Space, architecture: Architecture, data: Prepared, settings: PoolSettings, seed: int) -> Row:
+    scores = train_network(space, architecture, data, settings.recipe, seed).scores
+    return {
+        "architecture": space.encode(architecture),
+        "seed": seed,
+        "accuracy": scores["test"].accuracy,
+        "loss": scores["test"].loss,
+        "validation_accuracy": scores["validation"].accuracy,
+    }
 
 
 def merge(shards: Iterable[Path], space: Space, settings: PoolSettings) -> dict[Architecture, dict[str, float]]:

@@ -54,7 +54,7 @@ class FairNAS(GradientMethod):
         for ((images, labels),) in batches:
             for path in strictly_fair_paths(self.layers, self.candidates, self.rng):
                 loss = F.cross_entropy(self.supernet(images, path), labels)
-                (loss * weight).backward()
+                (loss * weight).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
         self.optimizer.step()
         self.done_steps += 1

@@ -34,7 +34,7 @@ class Settings(BaseModel):
     outer_schedule: Schedule = "cosine"
     weight_decay: float = Field(4e-5, ge=0, description="of the outer SGD step")
     batches: Literal["fresh", "reuse"] = Field(
-        "fresh", description="each of the k inner steps reads a batch of its own (App. H), or all read one (Algorithm 1)"
+        "fresh", description="each of the k inner steps reads its own batch (App. H), or all read one (Algorithm 1)"
     )
     momentum_buffer: Literal["reset", "carry"] = Field(
         "reset", description="inner momentum starts at zero at every adaptation, or is carried over"
@@ -103,7 +103,7 @@ class SUMNAS(Method):
                 )  # fmt: skip
                 with torch.no_grad():
                     adapted = [p.detach() for p in parameters]
-                    difference = torch._foreach_sub(theta, adapted)
+                    difference = list(torch._foreach_sub(theta, adapted))
                     torch._foreach_copy_(adapted, theta)
                     torch._foreach_add_(shared_sum, difference[len(choices) :], alpha=weight)
                     if waits:
@@ -121,7 +121,7 @@ class SUMNAS(Method):
         return {"loss": loss, "learning_rate": outer * inner, "shared_update_norm": norm}
 
     def _outer_update(
-        self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor], rate: float, weight: float = 1.0
+        self, parameters: Sequence[nn.Parameter], gradients: list[Tensor], rate: float, weight: float = 1.0
     ) -> None:
         """theta <- theta - rate * (weight * g + weight_decay * theta), with momentum where set; overwrites g."""
         weights = [p.detach() for p in parameters]

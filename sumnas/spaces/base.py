@@ -67,7 +67,7 @@ class Space(ABC):
     @property
     def size(self) -> int:
         """Number of architectures."""
-        return len(self.candidates) ** self.layers
+        return int(len(self.candidates) ** self.layers)
 
     def architectures(self) -> Iterator[Architecture]:
         """Every architecture, first layer slowest."""

@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters counted from real layers, without computing: on the meta device."""
+"""Multiply-adds and parameters, counted from real layers while they run."""
 
 from __future__ import annotations
 

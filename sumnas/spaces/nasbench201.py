@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from sumnas import seeding
 from sumnas.spaces import costs
 from sumnas.spaces.base import Architecture, Costs, Space, Supernet
 from sumnas.spaces.layers import AveragePool, Identity, ReLUConvBN, ResidualBlock, Zero
@@ -195,31 +196,25 @@ class NASBench201(Space):
 
     def count_costs(self) -> tuple[Costs, Costs]:
         """Count per edge and operator, summed over the cells, and the rest of the network once. In millions."""
-        with torch.device("meta"):
-            # The costs are those of the stand-alone networks, which the benchmark trains with affine normalisation.
-            network = Network(self.settings.model_copy(update={"affine": True}), [range(5)] * len(EDGES), track=True)
-            macs, params = np.zeros((2, len(EDGES), len(OPERATORS)))
-            size, total = self.settings.image_size, 0
-            for module in network.body:
-                if isinstance(module, Cell):
-                    x = torch.empty(1, module_channels(module), size, size)
-                    for edge, operators in enumerate(module.operators):
-                        for index, operator in operators.items():
-                            macs[edge, index] += costs.count_macs(operator, x)
-                            params[edge, index] += costs.count_parameters(operator)
-                else:
-                    size //= 2
-            image = torch.empty(1, self.settings.image_channels, self.settings.image_size, self.settings.image_size)
-            bare = Network(self.settings, [[NONE]] * len(EDGES), track=True)
-            total = costs.count_macs(bare, image)
-        return Costs(total / 1e6, macs / 1e6), Costs(costs.count_parameters(bare) / 1e6, params / 1e6)
-
-
-def module_channels(cell: Cell) -> int:
-    """Return the channels of a cell that holds a convolution."""
-    conv = cell.operators[0][CONV1]
-    assert isinstance(conv, ReLUConvBN)
-    return conv.conv.in_channels
+        # The costs are those of the stand-alone networks, which the benchmark trains with affine normalisation.
+        settings = self.settings.model_copy(update={"affine": True})
+        with seeding.scoped(0, "costs"):  # the weights do not matter; the caller's random stream does
+            network = Network(settings, [range(len(OPERATORS))] * len(EDGES), track=True).eval()
+            bare = Network(settings, [[NONE]] * len(EDGES), track=True).eval()
+        macs, params = np.zeros((2, len(EDGES), len(OPERATORS)))
+        channels, size = settings.channels, settings.image_size
+        for module in network.body:
+            if isinstance(module, Cell):
+                x = torch.zeros(1, channels, size, size)
+                for edge, operators in enumerate(module.operators):
+                    for index, operator in operators.items():
+                        macs[edge, index] += costs.count_macs(operator, x)
+                        params[edge, index] += costs.count_parameters(operator)
+            else:
+                channels, size = 2 * channels, size // 2
+        image = torch.zeros(1, settings.image_channels, settings.image_size, settings.image_size)
+        rest = costs.count_macs(bare, image)
+        return Costs(rest / 1e6, macs / 1e6), Costs(costs.count_parameters(bare) / 1e6, params / 1e6)
 
 
 def build(settings: Settings) -> NASBench201:

@@ -1,0 +1,48 @@
+# Everything a person types. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+# The stages are called as `python -m workflow.<stage>`: with the environment first on the path, by its python.
+export PATH := $(BIN):$(PATH)
+READY := $(VENV)/.ready
+
+.PHONY: help setup repro snakemake test lint types check preset clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## make the virtual environment and install everything
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; name another one: make setup PYTHON=python3.11" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+repro: setup ## run the whole pipeline with DVC
+	dvc repro
+	@echo && cat results/summary/table.md
+
+snakemake: setup ## run the whole pipeline with Snakemake, two jobs at a time
+	snakemake --cores 2
+	@echo && cat results/summary/table.md
+
+test: setup ## run the tests
+	python -m pytest
+
+lint: setup ## check the style of Python and Snakemake files
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile
+
+types: setup ## check the types
+	mypy
+
+check: setup ## check params.yaml
+	@python -m workflow.check
+
+preset: setup ## write params.yaml from presets/: make preset NAME=quick
+	@python -m workflow.preset $(NAME) $(if $(FORCE),--force)
+
+clean: ## delete results and prepared data (not the environment, not the caches)
+	rm -rf results data/prepared

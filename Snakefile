@@ -1,0 +1,287 @@
+# The pipeline for Snakemake: the same stages, commands, settings and files as dvc.yaml (a test compares them).
+# No torch, mlflow or dvc import here: Snakemake parses this file again inside every job.
+import sys
+
+import yaml
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, workflow.basedir)
+from workflow.sources import of_stage
+from workflow.stages import STAGES
+
+if config:
+    raise WorkflowError(
+        "--config and --configfile are not read here: params.yaml is the one settings file. "
+        "Edit it, or write it from a preset: make preset NAME=quick"
+    )
+
+
+with open("params.yaml") as file:
+    PARAMS = yaml.safe_load(file)
+try:
+    RUN = PARAMS["run"]
+    METHODS, SEEDS, SHARDS, THREADS = (RUN[key] for key in ("methods", "seeds", "shards", "threads"))
+    STRATEGIES = {name: block["strategy"] for name, block in PARAMS["methods"].items()}
+    SPACE = PARAMS["space"]["name"]
+    UNKNOWN = [name for name in METHODS if name not in STRATEGIES]
+except (KeyError, TypeError) as error:
+    raise WorkflowError(f"params.yaml: {error} is missing or misplaced; run `make check`")
+if UNKNOWN:
+    raise WorkflowError(f"params.yaml: run.methods: {UNKNOWN[0]}: no such block in methods; run `make check`")
+
+
+def settings(stage):
+    """The values of the params blocks that a stage declares: a change of one reruns the stage."""
+
+    def values(wildcards):
+        found = {}
+        for block in STAGES[stage].blocks:
+            value = PARAMS
+            for key in block.format(**dict(wildcards.items())).split("."):
+                value = value.get(key) if isinstance(value, dict) else None
+            found[block] = value
+        return found
+
+    return values
+
+
+def code(stage):
+    """The source files that make a stage's result."""
+    return of_stage(stage, SPACE)
+
+
+def runs(*files):
+    """Files of every run that is listed."""
+    return expand(files, method=METHODS, seed=SEEDS)
+
+
+wildcard_constraints:
+    method="[a-z][a-z0-9_-]*",
+    seed=r"\d+",
+    shard=r"\d+",
+
+
+# Every stage's outputs, not only the last ones: after a killed run a finished summary alone would look complete.
+rule all:
+    input:
+        "data/prepared",
+        expand("results/benchmark/shards/{shard}.csv", shard=SHARDS),
+        "results/benchmark/table.csv",
+        "results/samples.csv",
+        expand("results/methods/{method}.json", method=METHODS),
+        runs("results/supernet/{method}-{seed}/weights.safetensors"),
+        runs("results/supernet/{method}-{seed}/history.csv"),
+        runs("results/calibrated/{method}-{seed}/statistics.safetensors"),
+        runs("results/ranking/{method}-{seed}/predictions.csv"),
+        runs("results/ranking/{method}-{seed}/metrics.json"),
+        runs("results/ranking/{method}-{seed}/scatter.svg"),
+        expand("results/scores/{method}-{seed}/{shard}.csv", method=METHODS, seed=SEEDS, shard=SHARDS),
+        runs("results/search/{method}-{seed}/found.json"),
+        runs("results/search/{method}-{seed}/history.csv"),
+        runs("results/retrain/{method}-{seed}/weights.safetensors"),
+        runs("results/retrain/{method}-{seed}/metrics.json"),
+        "results/summary/metrics.json",
+        "results/summary/table.md",
+        "results/summary/kendall_tau.svg",
+
+
+rule prepare_data:
+    input:
+        code=code("prepare_data"),
+    output:
+        directory("data/prepared"),
+    log:
+        "logs/prepare_data.log",
+    params:
+        settings("prepare_data"),
+    shell:
+        "python -m workflow.prepare_data >> {log} 2>&1"
+
+
+rule train_references:
+    input:
+        "data/prepared",
+        code=code("train_references"),
+    output:
+        "results/benchmark/shards/{shard}.csv",
+    log:
+        "logs/train_references/{shard}.log",
+    threads: THREADS
+    params:
+        settings("train_references"),
+    shell:
+        "python -m workflow.train_references --shard {wildcards.shard} >> {log} 2>&1"
+
+
+rule build_benchmark:
+    input:
+        expand("results/benchmark/shards/{shard}.csv", shard=SHARDS),
+        code=code("build_benchmark"),
+    output:
+        "results/benchmark/table.csv",
+    log:
+        "logs/build_benchmark.log",
+    params:
+        settings("build_benchmark"),
+    shell:
+        "python -m workflow.build_benchmark >> {log} 2>&1"
+
+
+rule sample_architectures:
+    input:
+        "results/benchmark/table.csv",
+        code=code("sample_architectures"),
+    output:
+        "results/samples.csv",
+    log:
+        "logs/sample_architectures.log",
+    params:
+        settings("sample_architectures"),
+    shell:
+        "python -m workflow.sample_architectures >> {log} 2>&1"
+
+
+rule describe_method:
+    input:
+        code=code("describe_method"),
+        strategy=lambda wildcards: f"sumnas/methods/{STRATEGIES[wildcards.method]}.py",
+    output:
+        "results/methods/{method}.json",
+    log:
+        "logs/describe_method/{method}.log",
+    params:
+        settings("describe_method"),
+    shell:
+        "python -m workflow.describe_method --method {wildcards.method} >> {log} 2>&1"
+
+
+rule train_supernet:
+    input:
+        "data/prepared",
+        "results/methods/{method}.json",
+        code=code("train_supernet"),
+    output:
+        "results/supernet/{method}-{seed}/weights.safetensors",
+        "results/supernet/{method}-{seed}/history.csv",
+    log:
+        "logs/train_supernet/{method}-{seed}.log",
+    threads: THREADS
+    params:
+        settings("train_supernet"),
+    shell:
+        "python -m workflow.train_supernet --run {wildcards.method}-{wildcards.seed} >> {log} 2>&1"
+
+
+rule recalibrate_bn:
+    input:
+        "data/prepared",
+        "results/supernet/{method}-{seed}/weights.safetensors",
+        "results/samples.csv",
+        code=code("recalibrate_bn"),
+    output:
+        "results/calibrated/{method}-{seed}/statistics.safetensors",
+    log:
+        "logs/recalibrate_bn/{method}-{seed}.log",
+    threads: THREADS
+    params:
+        settings("recalibrate_bn"),
+    shell:
+        "python -m workflow.recalibrate_bn --run {wildcards.method}-{wildcards.seed} >> {log} 2>&1"
+
+
+rule rank:
+    input:
+        "data/prepared",
+        "results/supernet/{method}-{seed}/weights.safetensors",
+        "results/calibrated/{method}-{seed}/statistics.safetensors",
+        "results/samples.csv",
+        "results/benchmark/table.csv",
+        code=code("rank"),
+    output:
+        "results/ranking/{method}-{seed}/predictions.csv",
+        "results/ranking/{method}-{seed}/metrics.json",
+        report(
+            "results/ranking/{method}-{seed}/scatter.svg",
+            caption="workflow/report/scatter.rst",
+            category="Ranking",
+            labels={"method": "{method}", "seed": "{seed}"},
+        ),
+    log:
+        "logs/rank/{method}-{seed}.log",
+    threads: THREADS
+    params:
+        settings("rank"),
+    shell:
+        "python -m workflow.rank --run {wildcards.method}-{wildcards.seed} >> {log} 2>&1"
+
+
+rule score:
+    input:
+        "data/prepared",
+        "results/supernet/{method}-{seed}/weights.safetensors",
+        code=code("score"),
+    output:
+        "results/scores/{method}-{seed}/{shard}.csv",
+    log:
+        "logs/score/{method}-{seed}-{shard}.log",
+    threads: THREADS
+    params:
+        settings("score"),
+    shell:
+        "python -m workflow.score --run {wildcards.method}-{wildcards.seed} --shard {wildcards.shard} >> {log} 2>&1"
+
+
+rule search:
+    input:
+        "data/prepared",
+        "results/supernet/{method}-{seed}/weights.safetensors",
+        "results/benchmark/table.csv",
+        expand("results/scores/{{method}}-{{seed}}/{shard}.csv", shard=SHARDS),
+        code=code("search"),
+    output:
+        "results/search/{method}-{seed}/found.json",
+        "results/search/{method}-{seed}/history.csv",
+    log:
+        "logs/search/{method}-{seed}.log",
+    threads: THREADS
+    params:
+        settings("search"),
+    shell:
+        "python -m workflow.search --run {wildcards.method}-{wildcards.seed} >> {log} 2>&1"
+
+
+rule retrain:
+    input:
+        "data/prepared",
+        "results/search/{method}-{seed}/found.json",
+        code=code("retrain"),
+    output:
+        "results/retrain/{method}-{seed}/weights.safetensors",
+        "results/retrain/{method}-{seed}/metrics.json",
+    log:
+        "logs/retrain/{method}-{seed}.log",
+    threads: THREADS
+    params:
+        settings("retrain"),
+    shell:
+        "python -m workflow.retrain --run {wildcards.method}-{wildcards.seed} >> {log} 2>&1"
+
+
+rule summarize:
+    input:
+        runs("results/supernet/{method}-{seed}/history.csv"),
+        runs("results/ranking/{method}-{seed}/metrics.json"),
+        runs("results/ranking/{method}-{seed}/predictions.csv"),
+        runs("results/search/{method}-{seed}/found.json"),
+        runs("results/retrain/{method}-{seed}/metrics.json"),
+        code=code("summarize"),
+    output:
+        "results/summary/metrics.json",
+        report("results/summary/table.md", caption="workflow/report/table.rst", category="Summary"),
+        report("results/summary/kendall_tau.svg", caption="workflow/report/kendall_tau.rst", category="Summary"),
+    log:
+        "logs/summarize.log",
+    params:
+        settings("summarize"),
+    shell:
+        "python -m workflow.summarize >> {log} 2>&1"

@@ -1,0 +1,180 @@
+"""The runs side by side: means and spreads over seeds, paired differences, what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sumnas.ranking import RankingSettings, paired_bootstrap
+
+BASELINES = ("macs", "params")
+SETTINGS = RankingSettings()
+"""Of the paired bootstrap: 1000 resamples."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the stages wrote about one run: rank's metrics and predictions, search's and retrain's results."""
+
+    method: str
+    seed: int
+    ranking: dict[str, Any]
+    found: dict[str, Any]
+    retrain: dict[str, Any]
+    predictions: list[dict[str, str]]
+
+
+def summarize(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the summary of exactly these runs, JSON-ready."""
+    first = runs[0].ranking
+    methods = {name: _method([r for r in runs if r.method == name]) for name in dict.fromkeys(r.method for r in runs)}
+    keys = ("reference_seeds", "reliability_tau", "perfect_tau", "perfect_tau_low", "perfect_tau_high")
+    return {
+        "architectures": first["architectures"],
+        "split": first["split"],
+        "seeds": sorted({r.seed for r in runs}),
+        "methods": methods,
+        "differences": _differences(runs),
+        "baselines": {b: {k: first[f"{b}_kendall_tau{k}"] for k in ("", "_low", "_high")} for b in BASELINES},
+        "references": {key: first[key] for key in keys},
+        "benchmark_best": runs[0].found["benchmark_best"],
+        "settings_digests": {r.ranking["run"]: r.ranking["settings_digest"] for r in runs},
+    }
+
+
+def taus(summary: dict[str, Any]) -> list[tuple[str, float, float, float]]:
+    """Return (label, tau, low, high) for the figure: methods, then the trivial predictors, then the ceiling."""
+    rows = [
+        (name, m["kendall_tau"], m["kendall_tau_low"], m["kendall_tau_high"])
+        for name, m in summary["methods"].items()
+    ]
+    rows += [(name.upper() if name == "macs" else name, b[""], b["_low"], b["_high"])
+             for name, b in summary["baselines"].items()]  # fmt: skip
+    references = summary["references"]
+    rows.append(("perfect predictor", *(references[f"perfect_tau{k}"] for k in ("", "_low", "_high"))))
+    return [row for row in rows if None not in row]
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """Return the summary as tables to read."""
+    seeds = summary["seeds"]
+    references = summary["references"]
+    limits = [e["limit"] for e in next(iter(summary["methods"].values()))["found"]]
+    header = ["method", "Kendall tau", "95 % interval", "Spearman", "sub-model accuracy (%)"]
+    header += [f"found {_limit(limit)}: true / retrained (%)" for limit in limits]
+    lines = [_row(header), _row(["---"] * len(header))]
+    for name, m in summary["methods"].items():
+        cells = [name, _spread(m["kendall_tau"], m["kendall_tau_std"]), _interval(m, "kendall_tau")]
+        cells.append(_number(m["spearman_rho"]))
+        cells.append(f"{m['submodel_accuracy_mean']:.2f} (spread {m['submodel_accuracy_std']:.2f})")
+        cells += [f"{_percent(e['benchmark_accuracy'])} / {_percent(e['retrained_accuracy'])}" for e in m["found"]]
+        lines.append(_row(cells))
+    for name in BASELINES:
+        b = summary["baselines"][name]
+        interval = _interval({"tau_low": b["_low"], "tau_high": b["_high"]}, "tau")
+        label = {"macs": "MACs", "params": "parameters"}[name]
+        lines.append(_row([f"*{label} alone*", _number(b[""]), interval, "", "", *[""] * len(limits)]))
+    text = "\n".join(lines) + "\n\n"
+    text += (
+        f"{summary['architectures']} architectures; predicted on the {summary['split']} split; supernet seeds "
+        f"{seeds}. References: {references['reference_seeds']} seeds each; split-half tau "
+        f"{_number(references['reliability_tau'])}; "
+        f"a perfect predictor would reach tau {_number(references['perfect_tau'])} "
+        f"{_interval(references, 'perfect_tau')}. Best true accuracy in the table: {summary['benchmark_best']:.2f} %. "
+        "\"true\" is the table's accuracy where the architecture is in it (-: it is not), \"retrained\" the test "
+        "accuracy after training from scratch.\n"
+    )
+    if summary["differences"]:
+        text += "\n" + _row(["paired difference of tau", "value", "95 % interval"]) + "\n" + _row(["---"] * 3) + "\n"
+        for d in summary["differences"]:
+            text += _row([f"{d['of']} - {d['minus']}", _number(d["value"]), _interval(d, "")]) + "\n"
+    return text
+
+
+def _method(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return one method's figures: means over its seeds, and the spread where there are several."""
+    def mean(key: str) -> float | None:
+        values = [r.ranking[key] for r in runs]
+        return None if None in values else float(np.mean(values))
+
+    result: dict[str, Any] = {
+        key: mean(key)
+        for key in (
+            "kendall_tau", "kendall_tau_low", "kendall_tau_high", "kendall_tau_a", "spearman_rho",
+            "submodel_accuracy_mean", "submodel_accuracy_std",
+        )
+    }  # fmt: skip
+    values = [r.ranking["kendall_tau"] for r in runs]
+    several = len(values) > 1 and None not in values
+    result["kendall_tau_std"] = float(np.std(values, ddof=1)) if several else None
+    reasons = [r.ranking["kendall_tau_reason"] for r in runs]
+    result["kendall_tau_reason"] = next((reason for reason in reasons if reason), None)
+    result["seeds"] = [r.seed for r in runs]
+    result["found"] = []
+    for index, entry in enumerate(runs[0].found["found"]):
+        entries = [r.found["found"][index] for r in runs]
+        trained = [_retrained(r, e["architecture"]) for r, e in zip(runs, entries, strict=True)]
+        result["found"].append(
+            {
+                "limit": entry["limit"],
+                "architectures": [e["architecture"] for e in entries],
+                "macs": [e["macs"] for e in entries],
+                "benchmark_accuracy": _mean([e["benchmark_accuracy"] for e in entries]),
+                "retrained_accuracy": _mean(trained),
+            }
+        )
+    return result
+
+
+def _differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the paired bootstrap of every later method minus the first listed ones, seed by seed averaged."""
+    names = list(dict.fromkeys(r.method for r in runs))
+    columns = {}
+    for name in names:
+        rows = [[float(p["predicted"]) for p in r.predictions] for r in runs if r.method == name]
+        columns[name] = np.mean(rows, axis=0)  # of several seeds the mean prediction is compared
+    reference = np.array([float(p["reference"]) for p in runs[0].predictions])
+    result = []
+    for later, of in enumerate(names):
+        for minus in names[:later]:
+            difference = paired_bootstrap(reference, columns[of], columns[minus], SETTINGS)
+            entry = {"of": of, "minus": minus, "value": difference.value}
+            result.append({**entry, "_low": difference.low, "_high": difference.high})
+    return result
+
+
+def _retrained(run: Run, architecture: str) -> float | None:
+    return next((n["test_accuracy"] for n in run.retrain["networks"] if n["architecture"] == architecture), None)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _spread(value: float | None, std: float | None) -> str:
+    return _number(value) if std is None else f"{_number(value)} ± {std:.3f}"
+
+
+def _interval(values: dict[str, Any], key: str) -> str:
+    low, high = values[f"{key}_low"], values[f"{key}_high"]
+    return "-" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
+
+
+def _limit(limit: float | None) -> str:
+    return "without limit" if limit is None else f"< {limit:g}M"

@@ -1,0 +1,440 @@
+"""SUMNAS's outer step against a literal, naive Algorithm 1; its identity with FairNAS, its memory, its state."""
+
+from __future__ import annotations
+
+import copy
+import io
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sumnas import seeding
+from sumnas.data import Batch
+from sumnas.methods import sumnas as module
+from sumnas.methods.base import Method, Rounds
+from sumnas.methods.fairnas import FairNAS
+from sumnas.methods.fairnas import Settings as FairNASSettings
+from sumnas.methods.sumnas import SUMNAS, Settings
+from sumnas.schedules import factor
+from sumnas.spaces import nasbench201
+from sumnas.spaces.base import Architecture, Supernet
+from sumnas.spaces.nasbench201 import EDGES, OPERATORS
+
+SEED = 11
+TOTAL = 5  # steps of the schedules; the tests take three of them, so that cosine factors are all different
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def supernet(dtype: torch.dtype = torch.float64, **changes: Any) -> Supernet:
+    values = {"channels": 2, "cells": 1, "image_size": 4, "image_channels": 2, "classes": 3, **changes}
+    with seeding.scoped(SEED, "weights"):
+        network = nasbench201.build(nasbench201.Settings(name="nasbench201", **values)).supernet().to(dtype)
+        with torch.no_grad():  # no weight at exactly zero or one: decay and momentum have to show everywhere
+            for parameter in network.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+def rounds_for(method: Method, step: int, dtype: torch.dtype = torch.float64, size: int = 4) -> Rounds:
+    """Random batches of what one step of the method takes."""
+    generator = torch.Generator().manual_seed(1000 + step)
+
+    def batch() -> Batch:
+        images = torch.randn(6, 2, size, size, generator=generator, dtype=dtype)
+        return images, torch.randint(3, (6,), generator=generator)
+
+    return [[batch() for _ in range(method.streams)] for _ in range(method.rounds)]
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in network.named_parameters()}
+
+
+def assert_same_bytes(one: nn.Module, other: nn.Module) -> None:
+    for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+
+class Algorithm1:
+    """The paper's Algorithm 1, line by line: every path is a copy of the whole supernet with torch's own SGD."""
+
+    def __init__(self, theta: Supernet, settings: Settings) -> None:
+        self.theta, self.settings = theta, settings
+        self.copy = copy.deepcopy(theta)  # made once, filled for every path: copying the modules takes far longer
+        self.rng = seeding.numpy_stream(SEED, "paths")
+        self.steps = 0
+        self.inner_momentum: dict[str, Tensor] = {}
+        self.outer_momentum: dict[str, Tensor] = {}
+
+    def on_path(self, path: Architecture, name: str) -> bool:
+        """Read from the parameter's name alone whether it is on the path."""
+        parts = name.split(".")
+        if "edges" not in parts:
+            return True
+        at = parts.index("edges")
+        return OPERATORS[path[int(parts[at + 1])]] == parts[at + 2]
+
+    def adapt(self, path: Architecture, streams: Sequence[Batch], rate: float) -> tuple[Supernet, list[float]]:
+        """Line 10, A^k: return theta' and the losses of the k steps."""
+        s = self.settings
+        model = self.copy
+        model.load_state_dict(self.theta.state_dict())
+        mine = {name: p for name, p in model.named_parameters() if self.on_path(path, name)}
+        sgd = torch.optim.SGD(
+            mine.values(), rate, s.inner_momentum, weight_decay=s.inner_weight_decay, foreach=False
+        )
+        if s.momentum_buffer == "carry" and s.inner_momentum:
+            for name, p in mine.items():
+                sgd.state[p]["momentum_buffer"] = self.inner_momentum.get(name, torch.zeros_like(p)).clone()
+        losses = []
+        for j in range(s.adaptation_steps):
+            images, labels = streams[j if s.batches == "fresh" else 0]
+            model.zero_grad()
+            loss = F.cross_entropy(model(images, path), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.item())
+            for p in mine.values():
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+            if s.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(mine.values(), s.clip_norm)
+            sgd.step()
+        if s.momentum_buffer == "carry" and s.inner_momentum:
+            for name, p in mine.items():
+                self.inner_momentum[name] = sgd.state[p]["momentum_buffer"].clone()
+        return model, losses
+
+    def step(self, rounds: Rounds) -> tuple[float, float]:
+        """Lines 4 to 15; return the mean loss and the norm of the shared parameters' update."""
+        s = self.settings
+        done = self.steps / TOTAL
+        inner = s.inner_learning_rate / (s.adaptation_steps if s.scale_inner else 1)
+        inner *= factor(s.inner_schedule, done)
+        outer = s.outer_learning_rate * factor(s.outer_schedule, done)
+        gradient = {name: torch.zeros_like(p) for name, p in self.theta.named_parameters()}
+        losses: list[float] = []
+        for streams in rounds:
+            permutations = [self.rng.permutation(len(OPERATORS)) for _ in EDGES]
+            for i in range(len(OPERATORS)):
+                path = tuple(int(permutation[i]) for permutation in permutations)
+                adapted, found = self.adapt(path, streams, inner)
+                losses += found
+                share = 1.0
+                if s.round_reduction == "mean":
+                    share /= len(rounds)
+                if s.path_reduction == "mean":
+                    share /= len(OPERATORS)
+                for (name, p), q in zip(self.theta.named_parameters(), adapted.parameters(), strict=True):
+                    gradient[name] += share * (p.detach() - q.detach())
+        with torch.no_grad():
+            for name, p in self.theta.named_parameters():
+                move = gradient[name] + s.weight_decay * p
+                if s.outer_momentum:
+                    move += s.outer_momentum * self.outer_momentum.get(name, torch.zeros_like(p))
+                    self.outer_momentum[name] = move
+                p -= outer * move
+        self.steps += 1
+        shared = [g.flatten() for name, g in gradient.items() if "edges" not in name.split(".")]
+        return sum(losses) / len(losses), outer * torch.cat(shared).norm().item()
+
+
+PLAIN = {"adaptation_steps": 2, "weight_decay": 0.01}
+CASES: list[dict[str, Any]] = [
+    *[
+        {"adaptation_steps": k, "inner_momentum": momentum, "weight_decay": decay}
+        for k in (1, 2, 3)
+        for momentum in (0.0, 0.9)
+        for decay in (0.0, 0.01)
+    ],
+    {**PLAIN, "outer_learning_rate": 0.7},
+    {**PLAIN, "outer_learning_rate": 1.5, "outer_momentum": 0.6},
+    {**PLAIN, "outer_momentum": 0.9, "weight_decay": 0.0},
+    {**PLAIN, "rounds": 3},
+    {**PLAIN, "rounds": 3, "round_reduction": "sum", "inner_learning_rate": 0.05},
+    {**PLAIN, "rounds": 3, "outer_momentum": 0.5, "path_reduction": "mean", "momentum_buffer": "carry"},
+    {**PLAIN, "batches": "reuse"},
+    {**PLAIN, "batches": "reuse", "rounds": 3},
+    {**PLAIN, "momentum_buffer": "carry"},
+    {**PLAIN, "momentum_buffer": "carry", "adaptation_steps": 1, "outer_momentum": 0.9},
+    {**PLAIN, "momentum_buffer": "carry", "inner_momentum": 0.0},
+    {**PLAIN, "path_reduction": "mean"},
+    {**PLAIN, "clip_norm": 0.5, "adaptation_steps": 3},
+    {**PLAIN, "clip_norm": 1e6},
+    {**PLAIN, "inner_weight_decay": 0.05},
+    {**PLAIN, "inner_weight_decay": 0.05, "clip_norm": 0.5, "momentum_buffer": "carry"},
+    {**PLAIN, "scale_inner": False, "inner_learning_rate": 0.05},
+    {**PLAIN, "inner_schedule": "cosine"},
+    {**PLAIN, "outer_schedule": "constant", "inner_schedule": "cosine", "outer_momentum": 0.5},
+]
+
+
+def name_of(case: dict[str, Any]) -> str:
+    return "-".join(f"{key}={value}" for key, value in case.items())
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_step_is_algorithm_1(case: dict[str, Any]) -> None:
+    settings = Settings(strategy="sumnas", **case)
+    ours, reference = supernet(), supernet()
+    method = SUMNAS(ours, settings, TOTAL, SEED)
+    naive = Algorithm1(reference, settings)
+    for step in range(3):
+        rounds = rounds_for(method, step)
+        figures = method.step(rounds)
+        loss, norm = naive.step(rounds)
+        for (name, p), q in zip(ours.named_parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+        assert float(figures["loss"]) == pytest.approx(loss, abs=1e-10)
+        assert float(figures["shared_update_norm"]) == pytest.approx(norm, abs=1e-10)
+    assert method.done_steps == 3
+
+
+@pytest.mark.parametrize("changes", [{"affine": False}, {"cells": 2}, {"image_size": 8, "channels": 4}], ids=name_of)
+def test_step_is_algorithm_1_in_other_networks(changes: dict[str, Any]) -> None:
+    settings = Settings(strategy="sumnas", **PLAIN)
+    ours, reference = supernet(**changes), supernet(**changes)
+    method, naive = SUMNAS(ours, settings, TOTAL, SEED), Algorithm1(reference, settings)
+    rounds = rounds_for(method, 0, size=changes.get("image_size", 4))
+    method.step(rounds)
+    naive.step(rounds)
+    for p, q in zip(ours.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-10)
+
+
+def test_what_a_step_declares_to_take() -> None:
+    def declared(**changes: Any) -> tuple[int, int, int]:
+        method = SUMNAS(supernet(), Settings(strategy="sumnas", **changes), TOTAL, SEED)
+        return method.streams, method.rounds, method.passes_per_step
+
+    assert declared(adaptation_steps=4) == (4, 1, 20)
+    assert declared(adaptation_steps=4, batches="reuse") == (1, 1, 20)
+    assert declared(adaptation_steps=2, rounds=3) == (2, 3, 30)
+
+
+def test_a_step_leaves_no_gradients_behind() -> None:
+    network = supernet()
+    method = SUMNAS(network, Settings(strategy="sumnas", **PLAIN), TOTAL, SEED)
+    method.step(rounds_for(method, 0))
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+
+
+# FairNAS is SUMNAS with k = 1.
+
+
+def pair(decay: float, outer: float, inner: float, rounds: int = 1, reduction: str = "mean") -> tuple[SUMNAS, FairNAS]:
+    common = {"rounds": rounds, "round_reduction": reduction, "weight_decay": decay}
+    meta = Settings(
+        strategy="sumnas", adaptation_steps=1, inner_momentum=0.0, inner_learning_rate=inner,
+        outer_learning_rate=outer, **common,
+    )  # fmt: skip
+    fair = FairNASSettings(strategy="fairnas", learning_rate=outer * inner, **common)
+    return SUMNAS(supernet(), meta, TOTAL, SEED), FairNAS(supernet(), fair, TOTAL, SEED)
+
+
+@pytest.mark.parametrize(("rounds", "reduction"), [(1, "mean"), (3, "mean"), (3, "sum")])
+@pytest.mark.parametrize("outer", [1.0, 1.7])
+def test_fairnas_is_one_adaptation_step(rounds: int, reduction: str, outer: float) -> None:
+    meta, fair = pair(0.0, outer, 0.1, rounds, reduction)
+    for step in range(4):
+        given = rounds_for(meta, step)
+        one, other = meta.step(given), fair.step(given)
+        assert float(one["loss"]) == pytest.approx(float(other["loss"]), abs=1e-10)
+        assert one["learning_rate"] == pytest.approx(other["learning_rate"])
+    for p, q in zip(meta.supernet.parameters(), fair.supernet.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-10)
+
+
+def test_fairnas_decays_by_the_product_of_the_rates_and_sumnas_by_the_outer_one() -> None:
+    decay, outer, inner = 0.03, 1.3, 0.1
+    meta, fair = pair(decay, outer, inner)
+    theta = weights(meta.supernet)
+    given = rounds_for(meta, 0)
+    meta.step(given)
+    fair.step(given)
+    for (name, p), q in zip(meta.supernet.named_parameters(), fair.supernet.parameters(), strict=True):
+        expected = outer * decay * (1 - inner) * theta[name]
+        torch.testing.assert_close(q - p, expected, rtol=0, atol=1e-10)
+        assert float(expected.abs().max()) > 1e-6
+
+
+# Memory.
+
+
+class Meter(TorchDispatchMode):
+    """Follows the bytes of every storage that an operation makes while it lives; keeps the peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in given:
+                self._follow(tensor.untyped_storage())
+        return out
+
+    def _follow(self, storage: Any) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self.seen:
+            return
+
+        def gone(_: Any) -> None:
+            self.live -= size
+            del self.seen[key]
+
+        self.seen[key] = weakref.ref(storage, gone)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+def size_of(parameters: Sequence[Tensor]) -> int:
+    return sum(p.nbytes for p in parameters)
+
+
+class Wide(Supernet):
+    """Many large operators, of which a path holds few."""
+
+    def __init__(self, layers: int, candidates: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(candidates)) for _ in range(layers)
+        )
+        self.head = nn.Linear(width, 3)
+        self.choices = [[list(operator.parameters()) for operator in layer] for layer in self.layers]  # type: ignore[union-attr]
+        self.shared = list(self.head.parameters())
+
+    def forward(self, x: Tensor, architecture: Architecture) -> Tensor:
+        for layer, operator in zip(self.layers, architecture, strict=True):
+            x = x + torch.tanh(layer[operator](x))  # type: ignore[index]
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def bare_peak(network: Supernet, path: Architecture, batch: Batch) -> int:
+    with Meter() as meter:
+        loss = F.cross_entropy(network(batch[0], path), batch[1])
+        torch.autograd.grad(loss, network.path_choices(path) + network.shared, allow_unused=True)
+    return meter.peak
+
+
+def step_peak(method: SUMNAS, given: Rounds) -> int:
+    with Meter() as meter:
+        method.step(given)
+    return meter.peak
+
+
+LATIN = [tuple((i + layer) % 5 for layer in range(6)) for i in range(5)]
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_a_step_holds_three_times_a_path_and_twice_the_shared(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "strictly_fair_paths", lambda *_: LATIN)
+    network = supernet(torch.float32, channels=16)
+    method = SUMNAS(network, Settings(strategy="sumnas", adaptation_steps=k), TOTAL, SEED)
+    given = rounds_for(method, 0, torch.float32)
+    images, labels = given[0][0]
+    given = [[(images[:2], labels[:2])] * k]  # small images and few: the weights are what fills the memory
+    extra = step_peak(method, given) - max(bare_peak(network, path, given[0][0]) for path in LATIN)
+    path = max(size_of(network.path_choices(path) + network.shared) for path in LATIN)
+    assert extra > path  # the meter saw the copy of theta
+    assert extra <= 3 * path + 2 * size_of(network.shared) + 4096
+
+
+@pytest.mark.parametrize("changes", [{}, {"momentum_buffer": "carry"}, {"weight_decay": 0.0}], ids=name_of)
+def test_a_step_does_not_copy_the_supernet(changes: dict[str, Any]) -> None:
+    layers, candidates, width = 4, 12, 64
+    with seeding.scoped(SEED, "wide"):
+        network = Wide(layers, candidates, width)
+    method = SUMNAS(network, Settings(strategy="sumnas", adaptation_steps=2, **changes), TOTAL, SEED)
+    batch = (torch.randn(4, width, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0]))
+    given = [[batch, batch]]
+    method.step(given)  # the carried buffers are state, as large as the supernet: they are made here
+    path = (0,) * layers
+    peak = step_peak(method, given)
+    bare = bare_peak(network, path, batch)
+    supernet_bytes = size_of(list(network.parameters()))
+    path_bytes = size_of(network.path_choices(path) + network.shared)
+    assert peak > bare  # the meter saw the copy of the path
+    assert peak - bare <= 3 * path_bytes + 2 * size_of(network.shared) + 4096
+    assert peak < 0.5 * supernet_bytes
+
+
+def test_the_meter_counts_what_lives() -> None:
+    with Meter() as meter:
+        kept = torch.zeros(1000)
+        for _ in range(3):
+            torch.ones(500).add_(1).view(10, 50)
+        meter_live = meter.live
+    assert meter_live == kept.nbytes == 4000
+    assert meter.peak == 6000
+
+
+# State.
+
+
+def through_file(state: dict[str, Any]) -> dict[str, Any]:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded: dict[str, Any] = torch.load(file, weights_only=True)
+    return loaded
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"outer_momentum": 0.9}, {"momentum_buffer": "carry", "outer_momentum": 0.5}, {"rounds": 2, "outer_momentum": 0.5}],
+    ids=name_of,
+)
+def test_saved_and_loaded_state_goes_on_to_the_same_bytes(changes: dict[str, Any]) -> None:
+    settings = Settings(strategy="sumnas", **{**PLAIN, **changes})
+    undisturbed = SUMNAS(supernet(torch.float32), settings, TOTAL, SEED)
+    first = SUMNAS(supernet(torch.float32), settings, TOTAL, SEED)
+    batches = [rounds_for(first, step, torch.float32) for step in range(TOTAL)]
+    for given in batches:
+        undisturbed.step(given)
+    for given in batches[:2]:
+        first.step(given)
+    state = through_file({"weights": first.supernet.state_dict(), "method": first.state_dict()})
+
+    second = SUMNAS(supernet(torch.float32), settings, TOTAL, SEED + 1)  # another seed: the state brings the stream
+    second.supernet.load_state_dict(state["weights"])
+    second.load_state_dict(state["method"])
+    for given in batches[2:]:
+        second.step(given)
+    assert second.done_steps == undisturbed.done_steps
+    assert_same_bytes(second.supernet, undisturbed.supernet)
+    one, other = second.state_dict(), undisturbed.state_dict()
+    assert one["rng"] == other["rng"]
+    for key, filled in (("inner_buffers", settings.momentum_buffer == "carry"), ("outer_buffers", settings.outer_momentum)):
+        assert one[key].keys() == other[key].keys()
+        assert bool(one[key]) == bool(filled)
+        assert all(torch.equal(value, other[key][name]) for name, value in one[key].items())
+
+
+def test_same_seed_same_bytes_and_another_seed_others() -> None:
+    def trained(seed: int) -> Supernet:
+        method = SUMNAS(supernet(torch.float32), Settings(strategy="sumnas", **PLAIN), TOTAL, seed)
+        for step in range(2):
+            method.step(rounds_for(method, step, torch.float32))
+        return method.supernet
+
+    assert_same_bytes(trained(1), trained(1))
+    with pytest.raises(AssertionError):
+        assert_same_bytes(trained(1), trained(2))

@@ -1,0 +1,17 @@
+"""Prepare the data set once: arrays of every split, with a manifest of counts, classes and hashes."""
+
+from __future__ import annotations
+
+from sumnas import data
+from workflow.stage import Job, execute
+
+
+def main(job: Job) -> str:
+    """Write data/prepared."""
+    manifest = data.prepare(job.params.data, job.path(job.stage.outputs[0]))
+    counts = ", ".join(f"{count} {name}" for name, count in manifest["counts"].items())
+    return f"{manifest['source']}: {counts} images of {len(manifest['classes'])} classes"
+
+
+if __name__ == "__main__":
+    execute("prepare_data", main)

@@ -1,0 +1,78 @@
+"""Train every distinct architecture that the search found from scratch, and report its true accuracy.
+
+An architecture that several runs found is trained once: its result does not depend on the run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sumnas import files
+from sumnas.checkpoint import Work
+from sumnas.data import Prepared
+from sumnas.progress import Progress, say
+from sumnas.retraining import train_network
+from sumnas.spaces.base import Space
+from workflow.stage import Job, execute
+from workflow.stages import FOUND, PREPARED, RETRAIN, RETRAINED
+
+
+def main(job: Job) -> str:
+    """Write weights.safetensors and metrics.json under results/retrain/<run>/."""
+    settings, found = job.params.retrain, files.read_json(job.path(FOUND))
+    result: dict[str, Any] = {
+        "run": job.names["run"],
+        "method": found["method"],
+        "enabled": settings.enabled,
+        "settings_digest": job.params.digest(),
+        "networks": [],
+    }
+    weights: dict[str, Any] = {}
+    if settings.enabled:
+        space = job.space()
+        prepared = job.data(space)
+        for text in dict.fromkeys(entry["architecture"] for entry in found["found"]):
+            tensors, entry = train_once(job, space, prepared, text)
+            entry["limits"] = [e["limit"] for e in found["found"] if e["architecture"] == text]
+            result["networks"].append(entry)
+            weights |= {f"{text}/{name}": tensor for name, tensor in tensors.items()}
+    metadata = {"space": job.params.space.model_dump(mode="json"), "keys": "architecture/parameter"}
+    files.write_tensors(job.path(RETRAINED), weights, metadata)
+    files.write_json(job.path(RETRAIN), result)
+    if not settings.enabled:
+        return "retrain.enabled is false: nothing trained"
+    best = max(entry["test_accuracy"] for entry in result["networks"])
+    return f"{len(result['networks'])} networks, best test accuracy {best:.2f} % -> {job.path(RETRAIN)}"
+
+
+def train_once(job: Job, space: Space, prepared: Prepared, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train one architecture, or take what another run trained under the very same conditions."""
+    settings = job.params.retrain
+    manifest = job.path(PREPARED) / "manifest.json"
+    with Work("retrain", job.digest(text, inputs=(manifest,)), wait=True) as work:
+        kept: Path = work.folder / "network.safetensors"
+        if not kept.exists():
+            bar = Progress(f"retrain {text}", settings.recipe.epochs)
+
+            def on_epoch(epoch: int, loss: float) -> None:
+                bar.update(epoch + 1, f"loss {loss:.3f}")
+                work.stop_if_asked()
+
+            trained = train_network(space, space.decode(text), prepared, settings.recipe, settings.seed, on_epoch)
+            entry = {
+                "architecture": text,
+                "macs": space.macs(space.decode(text)),
+                "params": space.params(space.decode(text)),
+                "seed": settings.seed,
+                "test_accuracy": trained.scores["test"].accuracy,
+                "validation_accuracy": trained.scores["validation"].accuracy,
+            }
+            files.write_tensors(kept, trained.network.state_dict(), entry)
+        else:
+            say(f"retrain {text}: trained before, for another run")
+        return files.read_tensors(kept)
+
+
+if __name__ == "__main__":
+    execute("retrain", main)

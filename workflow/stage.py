@@ -1,0 +1,191 @@
+"""The command line that all stages share: which job, its settings, its files, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sumnas import files
+from sumnas.errors import UserError
+from workflow import sources
+from workflow.stages import STAGES, Stage
+
+if TYPE_CHECKING:
+    from sumnas.data import Prepared
+    from sumnas.params import Params
+    from sumnas.spaces.base import Space
+
+PARAMS = Path("params.yaml")
+
+
+@dataclass
+class Job:
+    """One call of a stage: its declared settings, and where its files lie."""
+
+    stage: Stage
+    params: Params
+    names: dict[str, str]
+
+    def path(self, template: str, **names: object) -> Path:
+        """Return the path of one of this job's files; `names` replace the job's own."""
+        return Path(template.format(**{**self.names, **{k: str(v) for k, v in names.items()}}))
+
+    def paths(self, template: str) -> list[Path]:
+        """Return the path of every shard."""
+        return [self.path(template, shard=shard) for shard in self.params.shards]
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.names["seed"])
+
+    @property
+    def device(self) -> str:
+        """Where to compute."""
+        import torch
+
+        wanted: str = self.params.device
+        if wanted == "cuda" and not torch.cuda.is_available():
+            raise UserError("run.device = 'cuda': torch finds no GPU here; set run.device: auto or cpu")
+        return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+    def space(self) -> Space:
+        """Build the space of the `space` block."""
+        from sumnas.spaces import base
+
+        return base.build(self.params.space)
+
+    def data(self, space: Space) -> Prepared:
+        """Load the prepared data and check that it fits the space."""
+        from sumnas import data
+
+        prepared = data.load(self.path(STAGES["prepare_data"].outputs[0]), self.device)
+        data.check_fits(prepared, space)
+        return prepared
+
+    def digest(self, *parts: object, inputs: tuple[Path, ...] = (), code: tuple[str, ...] = ()) -> str:
+        """Return the digest that keys work in progress: settings, the inputs' content, the sources, and `parts`."""
+        names = {*sources.of_stage(self.stage.name, self._space_name()), *code}
+        return files.digest(
+            {
+                "params": self.params.plain(),
+                "inputs": [files.sha256(path) for path in inputs],
+                "sources": [files.sha256(sources.ROOT / name) for name in sorted(names)],
+                "parts": [str(part) for part in parts],
+            }
+        )
+
+    def _space_name(self) -> str | None:
+        try:
+            return str(self.params.space.name)
+        except AttributeError:
+            return None
+
+
+def execute(name: str, main: Callable[[Job], str]) -> None:
+    """Run a stage from the command line. `main` returns its closing line: what was written and the main number.
+
+    Exit codes: 0 done, 1 a mistake that the message tells how to mend, 128 + number stopped by a signal.
+    """
+    from sumnas.checkpoint import exit_code
+    from sumnas.progress import say
+
+    started = time.time()
+    stage = STAGES[name]
+    arguments = _arguments(stage)
+    try:
+        with exit_code(say):
+            job = _job(stage, arguments)
+            closing = main(job)
+            _write_run_file(job, started)
+    except UserError as error:
+        say("\n".join(f"{name}: error: {line}" for line in str(error).splitlines()))
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        say(f"{name}: error: {error.filename or 'a file'}: {error.strerror}; free or change it and run this again")
+        raise SystemExit(1) from None
+    label = " ".join([name, *(v for k, v in job.names.items() if k in ("run", "shard"))])
+    say(f"{label}: {closing} ({time.time() - started:.1f} s)")
+
+
+def _arguments(stage: Stage) -> argparse.Namespace:
+    main = sys.modules["__main__"]
+    parser = argparse.ArgumentParser(
+        prog=f"python -m workflow.{stage.name}",
+        description=(main.__doc__ or "").strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"reads from params.yaml: {', '.join(stage.blocks)}\n"
+        f"reads: {', '.join(stage.inputs) or '-'}\nwrites: {', '.join(stage.outputs)}",
+    )
+    if "seed" in stage.per:
+        parser.add_argument("--run", required=True, metavar="METHOD-SEED", help="which run, such as sumnas-k2-0")
+    elif "method" in stage.per:
+        parser.add_argument("--method", required=True, help="a block of `methods`, such as sumnas-k2")
+    if "shard" in stage.per:
+        parser.add_argument("--shard", required=True, type=int, help="which share of the work: 0, 1, ...")
+    return parser.parse_args()
+
+
+def _job(stage: Stage, arguments: argparse.Namespace) -> Job:
+    from sumnas import params
+
+    names: dict[str, str] = {}
+    if "seed" in stage.per:
+        method, dash, seed = arguments.run.rpartition("-")
+        if not dash or not seed.isdigit():
+            raise UserError(f"--run {arguments.run}: must be a method's name, '-' and a seed, such as sumnas-k2-0")
+        names |= {"method": method, "seed": seed, "run": arguments.run}
+    elif "method" in stage.per:
+        names["method"] = arguments.method
+    if "shard" in stage.per:
+        names["shard"] = str(arguments.shard)
+    everything = params.load(PARAMS)
+    if "shard" in stage.per and arguments.shard not in everything.run.shards:
+        raise UserError(f"--shard {arguments.shard}: run.shards in {PARAMS} has {everything.run.shards}")
+    chosen = everything.select(block.format(**names) for block in stage.blocks)
+    if "run.threads" in stage.blocks:
+        import torch
+
+        torch.set_num_threads(chosen.threads)
+    return Job(stage, chosen, names)
+
+
+def _write_run_file(job: Job, started: float) -> None:
+    """Write what varies from run to run beside the result: nobody's dependency, never compared."""
+    torch: Any = sys.modules.get("torch")
+    first = job.path(job.stage.outputs[0])
+    path = first / "run.json" if first.is_dir() else first.with_name(
+        "run.json" if "seed" in job.stage.per and "shard" not in job.stage.per else f"{first.stem}.run.json"
+    )  # fmt: skip
+    files.write_json(
+        path,
+        {
+            "stage": job.stage.name,
+            "command": " ".join([f"python -m workflow.{job.stage.name}", *sys.argv[1:]]),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            "seconds": round(time.time() - started, 3),
+            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "host": platform.node(),
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": getattr(torch, "__version__", None),
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        },
+    )
+
+
+def summary_of(value: Any) -> str:
+    """Return a short text of JSON-ready data for a closing line."""
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,111 @@
+"""What each stage reads and writes. A test holds dvc.yaml and the Snakefile against it; imports neither torch nor DVC.
+
+Paths are relative to the project's root. `{method}`, `{seed}`, `{run}` and `{shard}` are a job's own, `{space}` is
+`space.name`. A params block may name one key (`run.threads`) or the job's own method (`methods.{method}`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+COMPUTE = ("run.threads", "run.device")
+"""What every stage that computes depends on: both change rounding."""
+
+PREPARED = "data/prepared"
+SHARD = "results/benchmark/shards/{shard}.csv"
+TABLE = "results/benchmark/table.csv"
+SAMPLES = "results/samples.csv"
+METHOD = "results/methods/{method}.json"
+WEIGHTS = "results/supernet/{run}/weights.safetensors"
+HISTORY = "results/supernet/{run}/history.csv"
+STATISTICS = "results/calibrated/{run}/statistics.safetensors"
+PREDICTIONS = "results/ranking/{run}/predictions.csv"
+RANKING = "results/ranking/{run}/metrics.json"
+SCATTER = "results/ranking/{run}/scatter.svg"
+SCORES = "results/scores/{run}/{shard}.csv"
+FOUND = "results/search/{run}/found.json"
+GENERATIONS = "results/search/{run}/history.csv"
+RETRAINED = "results/retrain/{run}/weights.safetensors"
+RETRAIN = "results/retrain/{run}/metrics.json"
+SUMMARY = "results/summary/metrics.json"
+SUMMARY_TABLE = "results/summary/table.md"
+SUMMARY_FIGURE = "results/summary/kendall_tau.svg"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. `inputs` with `{shard}` in them stand for every shard, unless the stage itself runs per shard."""
+
+    name: str
+    per: tuple[str, ...]
+    blocks: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("prepare_data", (), ("data",), (), (PREPARED,)),
+        Stage(
+            "train_references",
+            ("shard",),
+            (*COMPUTE, "run.shards", "space", "benchmark"),
+            (PREPARED,),
+            (SHARD,),
+        ),
+        Stage("build_benchmark", (), ("run.shards", "space", "benchmark"), (SHARD,), (TABLE,)),
+        Stage("sample_architectures", (), ("space", "sampling"), (TABLE,), (SAMPLES,)),
+        Stage("describe_method", ("method",), ("methods.{method}",), (), (METHOD,)),
+        Stage(
+            "train_supernet",
+            ("method", "seed"),
+            (*COMPUTE, "space", "supernet", "methods.{method}"),
+            (PREPARED, METHOD),
+            (WEIGHTS, HISTORY),
+        ),
+        Stage(
+            "recalibrate_bn",
+            ("method", "seed"),
+            (*COMPUTE, "space", "calibration"),
+            (PREPARED, WEIGHTS, SAMPLES),
+            (STATISTICS,),
+        ),
+        Stage(
+            "rank",
+            ("method", "seed"),
+            (*COMPUTE, "space", "evaluation", "ranking"),
+            (PREPARED, WEIGHTS, STATISTICS, SAMPLES, TABLE),
+            (PREDICTIONS, RANKING, SCATTER),
+        ),
+        Stage(
+            "score",
+            ("method", "seed", "shard"),
+            (*COMPUTE, "run.shards", "space", "calibration", "evaluation", "search"),
+            (PREPARED, WEIGHTS),
+            (SCORES,),
+        ),
+        Stage(
+            "search",
+            ("method", "seed"),
+            (*COMPUTE, "run.shards", "space", "search", "calibration", "evaluation"),
+            (PREPARED, WEIGHTS, TABLE, SCORES),
+            (FOUND, GENERATIONS),
+        ),
+        Stage(
+            "retrain",
+            ("method", "seed"),
+            (*COMPUTE, "space", "retrain"),
+            (PREPARED, FOUND),
+            (RETRAINED, RETRAIN),
+        ),
+        Stage(
+            "summarize",
+            (),
+            ("run.methods", "run.seeds"),
+            ("results/supernet", "results/ranking", "results/search", "results/retrain"),
+            (SUMMARY, SUMMARY_TABLE, SUMMARY_FIGURE),
+        ),
+    )
+}
+"""In the order of the pipeline."""

@@ -1,0 +1,35 @@
+"""Train this shard's share of the pool from scratch, with every seed: the true accuracies.
+
+Where the benchmark is a table there is nothing to train, and the shard is empty.
+"""
+
+from __future__ import annotations
+
+from sumnas import files
+from sumnas.benchmark import pool
+from sumnas.checkpoint import Work
+from sumnas.progress import Progress
+from workflow.stage import Job, execute
+from workflow.stages import PREPARED, SHARD
+
+
+def main(job: Job) -> str:
+    """Write results/benchmark/shards/<shard>.csv."""
+    path, settings = job.path(SHARD), job.params.benchmark
+    if settings.source != "pool":
+        files.write_csv(path, pool.COLUMNS, [])
+        return "the benchmark is a table: nothing to train"
+    space = job.space()
+    prepared = job.data(space)
+    share = pool.share(pool.draw(space, settings.pool), int(job.names["shard"]), len(job.params.shards))
+    bar = Progress("train_references", len(share) * len(settings.pool.seeds))
+    manifest = job.path(PREPARED) / "manifest.json"
+    with Work("train_references", job.digest(job.names["shard"], inputs=(manifest,))) as work:
+        rows = pool.train_share(space, share, prepared, settings.pool, work.remember, bar.update)
+        files.write_csv(path, pool.COLUMNS, rows)
+        work.clear()
+    return f"{len(share)} architectures x {len(settings.pool.seeds)} seeds trained -> {path}"
+
+
+if __name__ == "__main__":
+    execute("train_references", main)

@@ -1,0 +1,88 @@
+"""Train one supernet with one method and seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sumnas import files, seeding, training
+from sumnas.batchnorm import recalibrate
+from sumnas.checkpoint import Work
+from sumnas.data import Prepared
+from sumnas.evaluation import evaluate
+from sumnas.paths import uniform_path
+from sumnas.progress import Progress, say
+from sumnas.spaces.base import Architecture, Space, Supernet
+from workflow.stage import Job, execute
+from workflow.stages import HISTORY, METHOD, PREPARED, WEIGHTS
+
+CHECKPOINT_SECONDS = 60.0
+
+
+def main(job: Job) -> str:
+    """Write results/supernet/<run>/weights.safetensors and history.csv."""
+    settings, method_settings = job.params.supernet, job.params.method
+    space = job.space()
+    prepared = job.data(space)
+    with seeding.scoped(job.seed, "supernet"):
+        supernet = space.supernet()
+    supernet.to(device=job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method, batches, heldout = training.assemble(supernet, prepared, settings, method_settings, job.seed)
+    progress = training.Progress()
+    bar = Progress(f"train_supernet {job.names['run']}", settings.epochs * batches.steps)
+    inputs = (job.path(PREPARED) / "manifest.json", job.path(METHOD))
+    code = (f"sumnas/methods/{method_settings.strategy}.py",)
+    with Work("train_supernet", job.digest(job.seed, inputs=inputs, code=code)) as work:
+        if (state := work.load(say)) is not None:
+            progress = training.restore(method, state)
+            say(f"going on from step {method.done_steps} of {method.total_steps}")
+
+        def on_step(now: training.Progress) -> None:
+            bar.update(now.epoch * batches.steps + now.step, f"loss {now.loss:.3f}")
+            if work.due(CHECKPOINT_SECONDS):
+                work.save(training.capture(method, now))
+            work.stop_if_asked()
+
+        probe = probes(space, supernet, prepared, settings, job.seed) if settings.probes else None
+        history = training.train(
+            method, batches, heldout, settings.epochs, probe, settings.probe_every, progress, on_step
+        )
+        files.write_csv(job.path(HISTORY), training.columns(history), history)
+        metadata = {
+            "space": job.params.space.model_dump(mode="json"),
+            "method": method_settings.model_dump(mode="json"),
+            "seed": job.seed,
+            "settings_digest": job.params.digest(),
+        }
+        files.write_tensors(job.path(WEIGHTS), supernet.state_dict(), metadata)
+        work.clear()
+    return f"{history[-1]['passes']} sub-model passes, loss {history[-1]['loss']:.4f} -> {job.path(WEIGHTS)}"
+
+
+def probes(
+    space: Space, supernet: Supernet, prepared: Prepared, settings: training.SupernetSettings, seed: int
+) -> training.Probe:
+    """Return a function that gives the mean validation loss of fixed, recalibrated sub-models (figure 3, left)."""
+    rng: np.random.Generator = seeding.numpy_stream(seed, "probes")
+    paths: list[Architecture] = []
+    while len(paths) < settings.probes:
+        path = uniform_path(space.layers, len(space.candidates), rng)
+        if space.connected(path):
+            paths.append(path)
+    indices = prepared.balanced_draw(min(512, len(prepared.labels["train"])), seed)
+    images = prepared.normalise(prepared.images["train"][indices])
+    split = prepared.split("validation")
+
+    def probe() -> float:
+        losses = []
+        for path in paths:
+            network = space.extract(supernet, path)
+            recalibrate(network, [images])
+            losses.append(evaluate(network, split, 512).loss)
+        return float(np.mean(losses))
+
+    return probe
+
+
+if __name__ == "__main__":
+    execute("train_supernet", main)
