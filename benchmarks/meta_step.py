@@ -137,9 +137,7 @@ def measure(setting: dict[str, Any], k: int, pairs: int, seed: int) -> dict[str,
     torch.manual_seed(seed)
     supernet = space.supernet().to(memory_format=torch.channels_last)
     supernet.train()
-    settings = Settings(
-        strategy="sumnas", adaptation_steps=k, inner_learning_rate=RATE * k, inner_momentum=MOMENTUM
-    )
+    settings = Settings(strategy="sumnas", adaptation_steps=k, inner_learning_rate=RATE * k, inner_momentum=MOMENTUM)
     method = SUMNAS(supernet, settings, 10**6, seed)
     rng = np.random.default_rng(seed)
     shape = (setting["batch_size"], setting["image_channels"], setting["image_size"], setting["image_size"])

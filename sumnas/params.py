@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sumnas import files
 from sumnas.batchnorm import CalibrationSettings
 from sumnas.benchmark.settings import BenchmarkSettings
-from sumnas.data import DataSettings
 from sumnas.errors import UserError
 from sumnas.evaluation import EvaluationSettings
 from sumnas.methods import base as methods
+from sumnas.preparation import DataSettings
 from sumnas.ranking import RankingSettings
 from sumnas.retraining import RetrainSettings
 from sumnas.sampling import SamplingSettings

@@ -186,9 +186,7 @@ def rank_measures(
     return result
 
 
-def predictors(
-    reference: Floats, costs: Mapping[str, Floats], settings: RankingSettings
-) -> dict[str, float | None]:
+def predictors(reference: Floats, costs: Mapping[str, Floats], settings: RankingSettings) -> dict[str, float | None]:
     """Return tau-b with its interval of each trivial predictor, by name: what any method has to beat."""
     result: dict[str, float | None] = {}
     for name, values in costs.items():

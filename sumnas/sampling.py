@@ -82,9 +82,7 @@ def evenly_in_macs(macs: NDArray[np.float64], count: int) -> NDArray[np.intp]:
     """
     _check_finite("macs", macs)
     if len(macs) < count:
-        raise CannotSample(
-            f"sampling.count = {count}: only {len(macs)} architectures exist; lower it to that"
-        )
+        raise CannotSample(f"sampling.count = {count}: only {len(macs)} architectures exist; lower it to that")
     order = np.argsort(macs, kind="stable")
     ascending = macs[order]
     # Sorted, the best assignment never crosses: ending[j][i] is the least total of targets 0..j where j gets
@@ -158,9 +156,7 @@ class Feasible:
         """Whether the architecture is one of them."""
         return self.macs(architecture) - self._least <= self._slack and self.accept(architecture)
 
-    def draw(
-        self, count: int, rng: np.random.Generator, exclude: Iterable[Architecture] = ()
-    ) -> list[Architecture]:
+    def draw(self, count: int, rng: np.random.Generator, exclude: Iterable[Architecture] = ()) -> list[Architecture]:
         """Return `count` distinct members outside `exclude`, or as many as there are.
 
         Uniform where random draws find enough or the members can be listed. Else layer by layer in random

@@ -111,9 +111,7 @@ class Scores:
         return value
 
 
-def mutate(
-    parent: Architecture, candidates: int, probability: float, rng: np.random.Generator
-) -> Architecture:
+def mutate(parent: Architecture, candidates: int, probability: float, rng: np.random.Generator) -> Architecture:
     """Change each layer with `probability` to one of the other operators, uniformly (App. C)."""
     changed = rng.random(len(parent)) < probability
     other = (np.array(parent) + rng.integers(1, max(candidates, 2), size=len(parent))) % candidates

@@ -48,8 +48,7 @@ def summarize(runs: Sequence[Run]) -> dict[str, Any]:
 def taus(summary: dict[str, Any]) -> list[tuple[str, float, float, float]]:
     """Return (label, tau, low, high) for the figure: methods, then the trivial predictors, then the ceiling."""
     rows = [
-        (name, m["kendall_tau"], m["kendall_tau_low"], m["kendall_tau_high"])
-        for name, m in summary["methods"].items()
+        (name, m["kendall_tau"], m["kendall_tau_low"], m["kendall_tau_high"]) for name, m in summary["methods"].items()
     ]
     rows += [(name.upper() if name == "macs" else name, b[""], b["_low"], b["_high"])
              for name, b in summary["baselines"].items()]  # fmt: skip
@@ -84,7 +83,7 @@ def markdown(summary: dict[str, Any]) -> str:
         f"{_number(references['reliability_tau'])}; "
         f"a perfect predictor would reach tau {_number(references['perfect_tau'])} "
         f"{_interval(references, 'perfect_tau')}. Best true accuracy in the table: {summary['benchmark_best']:.2f} %. "
-        "\"true\" is the table's accuracy where the architecture is in it (-: it is not), \"retrained\" the test "
+        '"true" is the table\'s accuracy where the architecture is in it (-: it is not), "retrained" the test '
         "accuracy after training from scratch.\n"
     )
     if summary["differences"]:
@@ -96,6 +95,7 @@ def markdown(summary: dict[str, Any]) -> str:
 
 def _method(runs: Sequence[Run]) -> dict[str, Any]:
     """Return one method's figures: means over its seeds, and the spread where there are several."""
+
     def mean(key: str) -> float | None:
         values = [r.ranking[key] for r in runs]
         return None if None in values else float(np.mean(values))

@@ -99,9 +99,7 @@ def test_survivors_are_the_best_of_parents_and_children() -> None:
 
 def test_ties_go_to_the_lowest_tuple() -> None:
     recorder = Recorder(lambda architecture: 1.0)
-    result = evolve(
-        settings(generations=3), Scores(recorder), Feasible(COSTS, BASE, None), np.random.default_rng(0)
-    )
+    result = evolve(settings(generations=3), Scores(recorder), Feasible(COSTS, BASE, None), np.random.default_rng(0))
     assert result.population == sorted(recorder.calls)[:20]
 
 
@@ -138,9 +136,7 @@ def test_a_score_that_is_no_number_is_refused() -> None:
 
 def test_impossible_limit_states_the_smallest_macs() -> None:
     recorder = Recorder()
-    with pytest.raises(
-        InfeasibleLimit, match=r"within 14\.9 million .*smallest reachable is 15\.000000"
-    ) as e:
+    with pytest.raises(InfeasibleLimit, match=r"within 14\.9 million .*smallest reachable is 15\.000000") as e:
         evolve_under_limits(settings(limits=[14.9]), Scores(recorder), COSTS, BASE)
     assert isinstance(e.value, ValueError) and isinstance(e.value, UserError) and not recorder.calls
     assert str(pickle.loads(pickle.dumps(e.value))) == str(e.value)

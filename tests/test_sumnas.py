@@ -94,9 +94,7 @@ class Algorithm1:
         model = self.copy
         model.load_state_dict(self.theta.state_dict())
         mine = {name: p for name, p in model.named_parameters() if self.on_path(path, name)}
-        sgd = torch.optim.SGD(
-            mine.values(), rate, s.inner_momentum, weight_decay=s.inner_weight_decay, foreach=False
-        )
+        sgd = torch.optim.SGD(mine.values(), rate, s.inner_momentum, weight_decay=s.inner_weight_decay, foreach=False)
         if s.momentum_buffer == "carry" and s.inner_momentum:
             for name, p in mine.items():
                 sgd.state[p]["momentum_buffer"] = self.inner_momentum.get(name, torch.zeros_like(p)).clone()
@@ -399,7 +397,12 @@ def through_file(state: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"outer_momentum": 0.9}, {"momentum_buffer": "carry", "outer_momentum": 0.5}, {"rounds": 2, "outer_momentum": 0.5}],
+    [
+        {},
+        {"outer_momentum": 0.9},
+        {"momentum_buffer": "carry", "outer_momentum": 0.5},
+        {"rounds": 2, "outer_momentum": 0.5},
+    ],
     ids=name_of,
 )
 def test_saved_and_loaded_state_goes_on_to_the_same_bytes(changes: dict[str, Any]) -> None:
@@ -422,7 +425,10 @@ def test_saved_and_loaded_state_goes_on_to_the_same_bytes(changes: dict[str, Any
     assert_same_bytes(second.supernet, undisturbed.supernet)
     one, other = second.state_dict(), undisturbed.state_dict()
     assert one["rng"] == other["rng"]
-    for key, filled in (("inner_buffers", settings.momentum_buffer == "carry"), ("outer_buffers", settings.outer_momentum)):
+    for key, filled in (
+        ("inner_buffers", settings.momentum_buffer == "carry"),
+        ("outer_buffers", settings.outer_momentum),
+    ):
         assert one[key].keys() == other[key].keys()
         assert bool(one[key]) == bool(filled)
         assert all(torch.equal(value, other[key][name]) for name, value in one[key].items())

@@ -36,6 +36,4 @@ def samples(job: Job, space: Space) -> list[Architecture]:
 
 def predictor(job: Job, space: Space) -> Predictor:
     """Return what scores sub-models of the run's supernet."""
-    return Predictor(
-        space, supernet(job, space), job.data(space), job.params.calibration, job.params.evaluation
-    )
+    return Predictor(space, supernet(job, space), job.data(space), job.params.calibration, job.params.evaluation)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sumnas import data
+from sumnas import preparation
 from workflow.stage import Job, execute
 
 
 def main(job: Job) -> str:
     """Write data/prepared."""
-    manifest = data.prepare(job.params.data, job.path(job.stage.outputs[0]))
+    manifest = preparation.prepare(job.params.data, job.path(job.stage.outputs[0]))
     counts = ", ".join(f"{count} {name}" for name, count in manifest["counts"].items())
     return f"{manifest['source']}: {counts} images of {len(manifest['classes'])} classes"
 
