@@ -73,7 +73,7 @@ class Params:
         return self._blocks[name]
 
     def select(self, blocks: Iterable[str]) -> Params:
-        """Return only the blocks named; `run.threads` gives that key alone, `methods.<name>` that one as `method`."""
+        """Return only the blocks named; `run.threads` gives `threads` alone, `methods.<name>` gives it as `method`."""
         chosen: dict[str, Any] = {}
         for name in blocks:
             head, _, tail = name.partition(".")

@@ -21,8 +21,8 @@ BLOCK = 64
 
 def main(job: Job) -> str:
     """Write results/scores/<run>/<shard>.csv."""
-    path, settings = job.path(SCORES), job.params.search
-    if settings.strategy != "exhaustive":
+    path = job.path(SCORES)
+    if job.params.strategy != "exhaustive":
         files.write_csv(path, COLUMNS, [])
         return "the search is evolutionary: nothing to score"
     space = job.space()

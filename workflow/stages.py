@@ -81,7 +81,7 @@ STAGES = {
         Stage(
             "score",
             ("method", "seed", "shard"),
-            (*COMPUTE, "run.shards", "space", "calibration", "evaluation", "search"),
+            (*COMPUTE, "run.shards", "space", "calibration", "evaluation", "search.strategy"),
             (PREPARED, WEIGHTS),
             (SCORES,),
         ),

@@ -1,0 +1,45 @@
+"""What several test modules share: a small space, the digits, and the public data beside the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sumnas.data import Prepared, load
+from sumnas.preparation import DataSettings, prepare
+from sumnas.spaces import nasbench201
+from sumnas.spaces.nasbench201 import NASBench201
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_space() -> NASBench201:
+    """The smallest NAS-Bench-201 networks that take the digits."""
+    settings = nasbench201.Settings(
+        name="nasbench201", channels=4, cells=1, image_size=8, image_channels=1, classes=10, affine=True
+    )
+    return nasbench201.build(settings)
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits as `prepare` writes them; to be copied by a test that damages them."""
+    folder = tmp_path_factory.mktemp("digits")
+    prepare(DataSettings(source="digits", validation=0.2, test=0.3, seed=0), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits(digits_folder: Path) -> Prepared:
+    """The digits in memory; no test may change them."""
+    return load(digits_folder)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of public benchmark data, <root>/../shared/data."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs the public benchmark data in {SHARED_DATA}")
+    return SHARED_DATA

@@ -1,0 +1,204 @@
+"""Both engines run the pipeline to the same bytes, and rerun exactly what a change touches."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.engine
+
+Params = dict[str, Any]
+DOWNSTREAM = ["recalibrate_bn", "rank", "score", "search", "retrain"]
+RUNS = ["spos-0", "sumnas-k2-0"]
+
+
+def of(rules: list[str], runs: list[str]) -> set[str]:
+    """Names of jobs as `rule@run`."""
+    return {f"{rule}@{run}" for rule in rules for run in runs}
+
+
+@contextmanager
+def changed(clone: Any, change: Callable[[Params], None] | None = None, file: str | None = None) -> Iterator[None]:
+    """Change the settings, or append a comment to a source file, and put everything back afterwards."""
+    path: Path = clone.folder / (file or "params.yaml")
+    before = path.read_bytes() if path.exists() else None
+    try:
+        if change:
+            params = clone.params
+            change(params)
+            clone.params = params
+        else:
+            path.write_bytes((before or b'"""New."""\n') + b"# a comment\n")
+        yield
+    finally:
+        path.unlink() if before is None else path.write_bytes(before)
+
+
+def dvc_changed(clone: Any) -> set[str]:
+    """Stages of which DVC says that a dependency or setting of theirs changed; shards of a run count once."""
+    report = json.loads(clone.run("dvc", "status", "--json").stdout)
+    return {re.sub(r"^(score@.*)-\d+$", r"\1", name) for name in report}
+
+
+def snakemake_planned(clone: Any) -> set[str]:
+    """Jobs that Snakemake would run."""
+    text = clone.run("snakemake", "-n", "--cores", "1", "--nocolor").stdout
+    jobs = set()
+    for chunk in re.split(r"\n(?=(?:local)?rule \w+:\n)", text):
+        if match := re.match(r"(?:local)?rule (\w+):\n", chunk):
+            names = re.search(r"^    wildcards: (.*)$", chunk, re.M)
+            wildcards = dict(pair.split("=") for pair in names[1].split(", ")) if names else {}
+            if "seed" in wildcards:
+                jobs.add(f"{match[1]}@{wildcards['method']}-{wildcards['seed']}")
+            elif wildcards:
+                jobs.add(f"{match[1]}@{next(iter(wildcards.values()))}")
+            else:
+                jobs.add(match[1])
+    return jobs - {"all"}
+
+
+CASES: dict[str, tuple[Callable[[Params], None] | None, str | None, set[str], set[str]]] = {
+    # what changes: the settings or a file; what DVC finds changed itself; what Snakemake plans, downstream included
+    "search": (
+        lambda p: p["search"].update(generations=2),
+        None,
+        of(["search"], RUNS),
+        of(["search", "retrain"], RUNS) | {"summarize"},
+    ),
+    "one method": (
+        lambda p: p["methods"]["sumnas-k2"].update(inner_learning_rate=0.1),
+        None,
+        {"describe_method@sumnas-k2", "train_supernet@sumnas-k2-0"},
+        {"describe_method@sumnas-k2", "summarize"} | of(["train_supernet", *DOWNSTREAM], ["sumnas-k2-0"]),
+    ),
+    "ranking": (
+        lambda p: p["ranking"].update(bootstrap=200),
+        None,
+        of(["rank"], RUNS),
+        of(["rank"], RUNS) | {"summarize"},
+    ),
+    "supernet": (
+        lambda p: p["supernet"].update(epochs=3),
+        None,
+        of(["train_supernet"], RUNS),
+        of(["train_supernet", *DOWNSTREAM], RUNS) | {"summarize"},
+    ),
+    "a run less": (lambda p: p["run"].update(methods=["spos"]), None, {"summarize"}, {"summarize"}),
+    "an unused method's block": (
+        lambda p: p["methods"]["sumnas-k4"].update(inner_learning_rate=0.1),
+        None,
+        {"describe_method@sumnas-k4"},
+        set(),
+    ),
+    "plots": (None, "sumnas/plots.py", set(), set()),
+    "the command line": (None, "workflow/stage.py", set(), set()),
+    "a new strategy": (None, "sumnas/methods/another.py", set(), set()),
+    "another strategy": (
+        None,
+        "sumnas/methods/spos.py",
+        {"describe_method@spos"},
+        {"describe_method@spos", "summarize"} | of(["train_supernet", *DOWNSTREAM], ["spos-0"]),
+    ),
+    "the search's source": (
+        None,
+        "sumnas/search.py",
+        of(["search"], RUNS),
+        of(["search", "retrain"], RUNS) | {"summarize"},
+    ),
+}
+
+
+def test_both_engines_give_the_same_bytes(dvc_clone: Any, snakemake_clone: Any) -> None:
+    one, other = dvc_clone.outputs(), snakemake_clone.outputs()
+    assert one.keys() == other.keys()
+    assert len(one) > 30
+    assert [path for path in one if one[path] != other[path]] == []
+
+
+def test_a_second_run_does_nothing(dvc_clone: Any, snakemake_clone: Any) -> None:
+    assert "Data and pipelines are up to date" in dvc_clone.run("dvc", "repro").stdout
+    assert snakemake_planned(snakemake_clone) == set()
+    assert "Nothing to be done" in snakemake_clone.run("snakemake", "--cores", "2").stderr
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_dvc_finds_changed(case: str, dvc_clone: Any) -> None:
+    change, file, expected, _ = CASES[case]
+    with changed(dvc_clone, change, file):
+        assert dvc_changed(dvc_clone) == expected
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_snakemake_plans(case: str, snakemake_clone: Any) -> None:
+    change, file, _, expected = CASES[case]
+    with changed(snakemake_clone, change, file):
+        assert snakemake_planned(snakemake_clone) == expected
+
+
+def test_a_removed_run_leaves_no_trace_in_the_summary(dvc_clone: Any) -> None:
+    before = dvc_clone.outputs()
+    with changed(dvc_clone, lambda p: p["run"].update(methods=["sumnas-k2"])):
+        out = dvc_clone.run("dvc", "repro").stdout
+        assert re.findall(r"Running stage '([^']+)'", out) == ["summarize"]
+        summary = (dvc_clone.folder / "results/summary/metrics.json").read_text()
+        assert "sumnas-k2" in summary and "spos" not in summary
+        assert "spos" not in (dvc_clone.folder / "results/summary/table.md").read_text()
+    dvc_clone.run("dvc", "repro")
+    assert dvc_clone.outputs() == before
+
+
+def test_a_method_block_edited_without_effect_retrains_nothing(dvc_clone: Any) -> None:
+    """A setting written out at its default changes the description's dependency, but not the description."""
+    with changed(dvc_clone, file="sumnas/methods/sumnas.py"):
+        assert "describe_method@sumnas-k2" in dvc_changed(dvc_clone)
+    assert dvc_changed(dvc_clone) == set()
+
+
+def test_dvc_commands(dvc_clone: Any) -> None:
+    shown = dvc_clone.run("dvc", "metrics", "show", "--json").stdout
+    values = json.loads(shown)[""]["data"]
+    assert "kendall_tau" in values["results/ranking/spos-0/metrics.json"]["data"]
+    assert "rank@sumnas-k2-0" in dvc_clone.run("dvc", "dag").stdout
+    assert "index.html" in dvc_clone.run("dvc", "plots", "show").stdout
+    with changed(dvc_clone, lambda p: p["ranking"].update(top_k=[2])):
+        assert "kendall_tau" in dvc_clone.run("dvc", "metrics", "diff", "--all").stdout
+
+
+def test_snakemake_refuses_config(snakemake_clone: Any) -> None:
+    result = snakemake_clone.run("snakemake", "-n", "--cores", "1", "--config", "a=b", check=False)
+    assert result.returncode != 0
+    assert "params.yaml is the one settings file" in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_snakemake_report(snakemake_clone: Any, tmp_path: Path) -> None:
+    target = tmp_path / "report.html"
+    snakemake_clone.run("snakemake", "--report", str(target))
+    text = target.read_text()
+    assert "kendall_tau.svg" in text and "scatter.svg" in text
+
+
+def test_a_stopped_stage_is_named_in_one_line(dvc_clone: Any) -> None:
+    with changed(dvc_clone, lambda p: p["supernet"].update(epohcs=3)):
+        result = dvc_clone.run("python", "-m", "workflow.rank", "--run", "spos-0", check=False)
+    assert result.returncode == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("rank: error: params.yaml: supernet.epohcs") and "supernet.epochs" in line
+
+
+def test_dvc_exp_run_with_other_settings(dvc_clone: Any) -> None:
+    """Last of all: an experiment leaves its settings and results in the workspace."""
+    out = dvc_clone.run("dvc", "exp", "run", "-S", "run.seeds=[0,1]", "-S", "run.methods=[spos]").stdout
+    ran = set(re.findall(r"Running stage '([^']+)'", out))
+    new = ["train_supernet", "recalibrate_bn", "rank", "search", "retrain"]
+    assert ran == of(new, ["spos-1"]) | {"score@spos-1-0", "score@spos-1-1", "summarize"}
+    summary = json.loads((dvc_clone.folder / "results/summary/metrics.json").read_text())
+    assert summary["methods"]["spos"]["seeds"] == [0, 1]
+    assert summary["methods"]["spos"]["kendall_tau_std"] is not None
+    assert "kendall_tau" in dvc_clone.run("dvc", "exp", "show", "--csv").stdout
