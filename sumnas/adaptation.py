@@ -58,6 +58,7 @@ def adapt(
             else:
                 velocity = gradients  # a first step's buffer is its gradient, as in torch.optim.SGD
             torch._foreach_add_(moving, velocity, alpha=-learning_rate)
+        del found, gradients  # else they would live on beside the next step's
     if total is None:
         raise ValueError("an adaptation needs at least one batch")
     return total / len(batches)

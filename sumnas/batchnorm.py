@@ -45,7 +45,8 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
         n = inputs[0].numel() / inputs[0].shape[1]
         # With momentum 1 the pass has just left its batch's own mean and unbiased variance there: no second pass
         # over the input is needed. Pooled by Chan's formula, in float64 against cancellation.
-        mean, square = layer.running_mean.double(), layer.running_var.double() * (n - 1)
+        mean = layer.running_mean.to(torch.float64, copy=True)  # the next pass overwrites it in place
+        square = layer.running_var.double() * (n - 1)
         if layer in counts:
             total = counts[layer] + n
             delta = mean - means[layer]

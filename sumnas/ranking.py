@@ -1,17 +1,27 @@
-"""How well a predicted ranking agrees with the true one (paper sec. 4.2, App. B; method sec. 5)."""
+"""How well a predicted ranking agrees with the true one (paper sec. 4.2 and App. B).
+
+Accuracies are float64 arrays [A] in percent, one entry per architecture, the same order in both arrays. No
+measure depends on that order, except that the bootstrap draws rows by their number.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from sumnas import seeding
+from sumnas.seeding import numpy_stream
 
 Floats = NDArray[np.float64]
+Flat = dict[str, float | int | str | None]
+Weights = NDArray[np.float32]
+"""Multiplicities [draws, A]: whole numbers, whose sums are exact in single precision up to 2**24."""
+
+PAIRS_AT_ONCE = 2**22  # held in memory: the 15,625 architectures of NAS-Bench-201 make 244 million pairs
 
 
 class RankingSettings(BaseModel):
@@ -19,51 +29,67 @@ class RankingSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    top_k: tuple[int, ...] = Field((1, 5, 10), description="K of the measures at the top of the ranking")
-    bootstrap: int = Field(1000, ge=100, description="resamples of the architectures for an interval")
-    round_to: float = Field(0.1, gt=0, description="percent points that references are rounded to for a second tau")
-    seed: int = Field(0, ge=0)
+    top_k: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 5, 10), description="K of the measures at the top of the ranking"
+    )
+    bootstrap: int = Field(default=1000, ge=100, description="resamples of the architectures for an interval")
+    round_to: float = Field(
+        default=0.1, gt=0, allow_inf_nan=False, description="percent points: grid of the rounded references"
+    )
+    seed: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A value with its 95 % interval, or None with the reason why there is no number."""
+    """A value with its 95 % interval, or None with the reason why there is no number.
+
+    `dropped` counts the draws that the interval leaves out because they are constant and have no tau.
+    """
 
     value: float | None
     low: float | None = None
     high: float | None = None
     reason: str | None = None
+    dropped: int = 0
 
 
-def undefined(x: Floats, y: Floats) -> str | None:
-    """Return why no rank correlation exists, or None. ValueError names an entry that is not finite."""
-    for name, values in (("first", x), ("second", y)):
+def check(rankings: Mapping[str, Floats]) -> None:
+    """ValueError, by name, where an array is not [A], differs in length or has a non-finite entry."""
+    shapes = {name: np.shape(values) for name, values in rankings.items()}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        raise ValueError(f"one entry per architecture each, but the shapes are {shapes}")
+    for name, values in rankings.items():
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
-            raise ValueError(f"the {name} ranking has {values[bad[0]]} at index {bad[0]}: it has no rank")
-    if len(x) != len(y):
-        raise ValueError(f"rankings of {len(x)} and {len(y)} architectures")
-    if len(x) < 2:
+            raise ValueError(f"{name}[{bad[0]}] is {values[bad[0]]}: it has no rank")
+
+
+def undefined(reference: Floats, predicted: Floats) -> str | None:
+    """Return why no rank correlation of these finite arrays exists, or None where it does."""
+    if len(reference) < 2:
         return "fewer than two architectures"
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return f"all {'references' if np.ptp(x) == 0 else 'predictions'} are equal"
+    for name, values in (("references", reference), ("predictions", predicted)):
+        if (values == values[0]).all():
+            return f"all {name} are equal"
     return None
 
 
 def tau_a(x: Floats, y: Floats) -> float | None:
-    """Return (concordant - discordant) / all pairs, formula 6; a tied pair is neither. None below two entries."""
-    if len(x) < 2:
+    """Return (concordant - discordant) / all pairs, formula 6 of App. B; a pair tied in x or y is neither.
+
+    None where one array is constant (the formula's 0 would read as a measured one) or below two entries;
+    ValueError for an entry that is not finite.
+    """
+    check({"x": x, "y": y})
+    if undefined(x, y):
         return None
-    total = 0.0
-    for start in range(0, len(x), 512):  # rows in chunks: the whole matrix of signs would be gigabytes
-        rows = slice(start, start + 512)
-        signs = np.sign(x[rows, None] - x[None, :]) * np.sign(y[rows, None] - y[None, :])
-        total += float(signs.sum())
-    return total / (len(x) * (len(x) - 1))
+    excess = sum(int(np.sum(_signs(x, rows) * _signs(y, rows), dtype=np.int64)) for rows in _chunks(len(x)))
+    return excess / (len(x) * (len(x) - 1))  # both count every pair twice
 
 
 def tau_b(x: Floats, y: Floats) -> float | None:
-    """Return Kendall's tau with ties taken out of the denominator; None where it is undefined."""
+    """Return Kendall's tau-b, which takes ties out of the denominator; None and ValueError as for `tau_a`."""
+    check({"x": x, "y": y})
     if undefined(x, y):
         return None
     from scipy.stats import kendalltau
@@ -72,109 +98,117 @@ def tau_b(x: Floats, y: Floats) -> float | None:
 
 
 def spearman(x: Floats, y: Floats) -> float | None:
-    """Return Spearman's rho; None where it is undefined."""
+    """Return Spearman's rho, ties given their mean rank; None and ValueError as for `tau_a`."""
+    check({"x": x, "y": y})
     if undefined(x, y):
         return None
-    from scipy.stats import spearmanr
+    from scipy.stats import rankdata
 
-    return float(spearmanr(x, y).statistic)
+    # Not spearmanr, whose p-value divides by zero for two entries.
+    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
 
-def resample(count: int, draws: int, rng: np.random.Generator) -> Floats:
+def resample(count: int, draws: int, rng: np.random.Generator) -> Weights:
     """Return [draws, count]: how often each of `count` architectures is in each bootstrap resample."""
-    return rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
+    return rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float32)
 
 
-def resampled_tau(x: Floats, y: Floats, weights: Floats) -> Floats:
-    """Return tau-b [draws] of resamples given as multiplicities [draws, A]; NaN where a resample is constant.
+def resampled_tau(x: Floats, y: Floats, weights: Weights) -> Floats:
+    """Return tau-b [draws] of the resamples `weights` [draws, A]; NaN where a resample is constant.
 
-    Copies of one architecture are pairs tied in both rankings, which tau-b leaves out of both denominators.
+    With S the products of the signs of all pairs, (concordant - discordant) is w'Sw / 2. Two copies of an
+    architecture are a pair tied in both arrays, as in tau-b of the resample written out. All sums are of
+    whole numbers, hence exact and the same on every machine.
     """
-    signs_x, signs_y = np.sign(x[:, None] - x[None, :]), np.sign(y[:, None] - y[None, :])
-
-    def pairs(matrix: Floats) -> Floats:
-        total: Floats = ((weights @ matrix) * weights).sum(1)
-        return total
-
-    denominator = np.sqrt(pairs(np.abs(signs_x)) * pairs(np.abs(signs_y)))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.where(denominator > 0, pairs(signs_x * signs_y) / denominator, np.nan))
+    excess = np.zeros(len(weights))
+    for rows in _chunks(len(x)):
+        signs = (_signs(x, rows) * _signs(y, rows)).astype(np.float32)
+        excess += np.einsum("da,da->d", weights @ signs.T, weights[:, rows], dtype=np.float64)
+    denominator = np.sqrt(_untied(x, weights) * _untied(y, weights))
+    return np.where(denominator > 0, excess / np.maximum(denominator, 1), np.nan)  # it is 0 or at least 1
 
 
-def interval(draws: Floats) -> tuple[float | None, float | None]:
-    """Return the 95 % percentile interval of the draws that are numbers."""
+def measured(value: float, draws: Floats) -> Measure:
+    """Return `value` with the 95 % percentile interval of the draws that are numbers; the rest is dropped."""
     kept = draws[np.isfinite(draws)]
-    if not len(kept):
-        return None, None
-    low, high = np.percentile(kept, [2.5, 97.5])
-    return float(low), float(high)
+    low, high = np.percentile(kept, [2.5, 97.5]).tolist() if len(kept) else (None, None)
+    return Measure(value, low, high, dropped=len(draws) - len(kept))
 
 
 def kendall(reference: Floats, predicted: Floats, settings: RankingSettings) -> Measure:
-    """Return tau-b with its bootstrap interval over architectures."""
-    if reason := undefined(reference, predicted):
-        return Measure(None, reason=reason)
-    rng = seeding.numpy_stream(settings.seed, "bootstrap")
-    draws = resampled_tau(reference, predicted, resample(len(reference), settings.bootstrap, rng))
-    return Measure(tau_b(reference, predicted), *interval(draws))
+    """Return tau-b with its bootstrap interval over architectures; ValueError for a non-finite entry."""
+    check({"reference": reference, "predicted": predicted})
+    value = tau_b(reference, predicted)
+    if value is None:
+        return Measure(None, reason=undefined(reference, predicted))
+    weights = resample(len(reference), settings.bootstrap, numpy_stream(settings.seed, "bootstrap"))
+    return measured(value, resampled_tau(reference, predicted, weights))
 
 
-def paired_bootstrap(reference: Floats, predicted_a: Floats, predicted_b: Floats, settings: RankingSettings) -> Measure:
-    """Return tau(reference, a) - tau(reference, b), its interval from the same resamples for both."""
-    if reason := undefined(reference, predicted_a) or undefined(reference, predicted_b):
-        return Measure(None, reason=reason)
-    rng = seeding.numpy_stream(settings.seed, "bootstrap")
-    weights = resample(len(reference), settings.bootstrap, rng)
+def paired_bootstrap(
+    reference: Floats, predicted_a: Floats, predicted_b: Floats, settings: RankingSettings
+) -> Measure:  # fmt: skip
+    """Return tau-b(reference, a) - tau-b(reference, b), its interval from the same resamples for both.
+
+    ValueError for a non-finite entry. A resample is dropped where either tau does not exist.
+    """
+    check({"reference": reference, "predicted_a": predicted_a, "predicted_b": predicted_b})
+    a, b = tau_b(reference, predicted_a), tau_b(reference, predicted_b)
+    if a is None or b is None:
+        return Measure(None, reason=undefined(reference, predicted_a) or undefined(reference, predicted_b))
+    weights = resample(len(reference), settings.bootstrap, numpy_stream(settings.seed, "bootstrap"))
     draws = resampled_tau(reference, predicted_a, weights) - resampled_tau(reference, predicted_b, weights)
-    first, second = tau_b(reference, predicted_a), tau_b(reference, predicted_b)
-    assert first is not None and second is not None
-    return Measure(first - second, *interval(draws))
+    return measured(a - b, draws)
 
 
-def true_ranks(reference: Floats) -> NDArray[np.int64]:
-    """Return 1-based ranks [A], best accuracy first; equal accuracies share the best of their ranks."""
-    return np.asarray(1 + (reference[None, :] > reference[:, None]).sum(1), dtype=np.int64)
+def top(reference: Floats, predicted: Floats, k: int) -> NDArray[np.intp]:
+    """Return the indices [K] of the predicted top K, best first; ValueError unless K is in 1..A.
+
+    Of equal predictions the one with the worst reference comes first. Table order would leak the truth where
+    a table is sorted by it; the worst case depends on no order, and no predictor gains by predicting ties.
+    """
+    check({"reference": reference, "predicted": predicted})
+    if not 1 <= k <= len(reference):
+        raise ValueError(f"top {k} of {len(reference)} architectures")
+    return np.lexsort((reference, -predicted))[:k]
 
 
-def top(values: Floats, k: int) -> NDArray[np.int64]:
-    """Return the indices of the K highest values; of equal ones the first in the table: a choice blind to truth."""
-    return np.argsort(-values, kind="stable")[:k]
+def true_ranks(reference: Floats) -> NDArray[np.intp]:
+    """Return 1-based ranks [A], the best accuracy first; equal accuracies share the best of their ranks."""
+    return np.asarray(1 + len(reference) - np.searchsorted(np.sort(reference), reference, side="right"))
 
 
 def precision_at_k(reference: Floats, predicted: Floats, k: int) -> float:
-    """Return the share of the predicted top K that is in the true top K (equal accuracies count as in)."""
-    return float((true_ranks(reference)[top(predicted, k)] <= k).mean())
+    """Return the share of the predicted top K with a true rank of K or better, 0 to 1."""
+    return float((true_ranks(reference)[top(reference, predicted, k)] <= k).mean())
 
 
 def best_rank_at_k(reference: Floats, predicted: Floats, k: int) -> int:
     """Return BR@K, the best true rank in the predicted top K; 1 is the best of all."""
-    return int(true_ranks(reference)[top(predicted, k)].min())
+    return int(true_ranks(reference)[top(reference, predicted, k)].min())
 
 
 def worst_rank_at_k(reference: Floats, predicted: Floats, k: int) -> int:
     """Return WR@K, the worst true rank in the predicted top K."""
-    return int(true_ranks(reference)[top(predicted, k)].max())
+    return int(true_ranks(reference)[top(reference, predicted, k)].max())
 
 
 def regret_at_k(reference: Floats, predicted: Floats, k: int) -> float:
     """Return the best accuracy of all minus the best in the predicted top K, in percent points."""
-    return float(reference.max() - reference[top(predicted, k)].max())
+    return float(reference.max() - reference[top(reference, predicted, k)].max())
 
 
-def rank_measures(
-    reference: Floats, predicted: Floats, settings: RankingSettings
-) -> dict[str, float | int | str | None]:
-    """Return every measure, flat and JSON-ready; accuracies in percent [A]. Undefined ones are None, with a reason."""
+def rank_measures(reference: Floats, predicted: Floats, settings: RankingSettings) -> Flat:
+    """Return every measure, JSON-ready. Undefined ones are None, with a reason; K above A are left out."""
     tau = kendall(reference, predicted, settings)
-    rounded = np.round(reference / settings.round_to) * settings.round_to
-    result: dict[str, float | int | str | None] = {
+    result: Flat = {
         "architectures": len(reference),
         "kendall_tau": tau.value,
         "kendall_tau_low": tau.low,
         "kendall_tau_high": tau.high,
         "kendall_tau_reason": tau.reason,
-        "kendall_tau_a": None if tau.reason else tau_a(reference, predicted),
-        "kendall_tau_rounded": tau_b(rounded, predicted),
+        "kendall_tau_a": tau_a(reference, predicted),
+        "kendall_tau_rounded": tau_b(np.round(reference / settings.round_to), predicted),
         "spearman_rho": spearman(reference, predicted),
     }
     for k in settings.top_k:
@@ -186,14 +220,31 @@ def rank_measures(
     return result
 
 
-def predictors(reference: Floats, costs: Mapping[str, Floats], settings: RankingSettings) -> dict[str, float | None]:
-    """Return tau-b with its interval of each trivial predictor, by name: what any method has to beat."""
-    result: dict[str, float | None] = {}
+def predictors(reference: Floats, costs: Mapping[str, Floats], settings: RankingSettings) -> Flat:
+    """Return tau-b and its interval for each trivial predictor [A], by name: what any method has to beat."""
+    result: Flat = {}
     for name, values in costs.items():
-        tau = kendall(reference, values, settings)
-        result |= {
-            f"{name}_kendall_tau": tau.value,
-            f"{name}_kendall_tau_low": tau.low,
-            f"{name}_kendall_tau_high": tau.high,
-        }
+        check({"reference": reference, name: values})
+        tau, key = kendall(reference, values, settings), f"{name}_kendall_tau"
+        result |= {key: tau.value, f"{key}_low": tau.low, f"{key}_high": tau.high}
     return result
+
+
+def _chunks(count: int) -> Iterator[slice]:
+    """Cut the rows of a [count, count] matrix into pieces of about PAIRS_AT_ONCE entries."""
+    rows = max(1, PAIRS_AT_ONCE // count)
+    return (slice(start, start + rows) for start in range(0, count, rows))
+
+
+def _signs(values: Floats, rows: slice) -> NDArray[np.int8]:
+    """Return sign(v_i - v_j) [rows, A]; compared, not subtracted, which could overflow."""
+    column = values[rows, None]
+    return (column > values).view(np.int8) - (column < values).view(np.int8)
+
+
+def _untied(values: Floats, weights: Weights) -> Floats:
+    """Return [draws]: ordered pairs of each resample that are not tied, from the sizes of tied groups."""
+    order = np.argsort(values)
+    groups = np.flatnonzero(np.append(True, values[order][1:] != values[order][:-1]))
+    sizes = np.add.reduceat(weights[:, order], groups, axis=1).astype(np.float64)
+    return np.asarray(weights.sum(1, dtype=np.float64) ** 2 - (sizes**2).sum(1))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -56,18 +57,21 @@ class Heldout:
 
     def __init__(self, data: Prepared, indices: Tensor, batch_size: int, seed: int) -> None:
         self.batches = Batches(data, indices, batch_size, seeding.derive(seed, "heldout"))
+        self._next = 0
+        self._from_next = self._endless(0)
 
     def take(self, first: int, count: int) -> list[Batch]:
         """Return batches number `first` to `first + count - 1` of the stream."""
-        taken: list[Batch] = []
-        while len(taken) < count:
-            epoch, position = divmod(first + len(taken), self.batches.steps)
-            for number, rounds in enumerate(self.batches.epoch(epoch)):
-                if position <= number < position + count - len(taken):
-                    taken.append(rounds[0][0])
-                if len(taken) == count:
-                    break
-        return taken
+        if first != self._next:
+            epoch, position = divmod(first, self.batches.steps)
+            self._from_next = itertools.islice(self._endless(epoch), position, None)
+        self._next = first + count
+        return list(itertools.islice(self._from_next, count))
+
+    def _endless(self, epoch: int) -> Iterator[Batch]:
+        for number in itertools.count(epoch):
+            for rounds in self.batches.epoch(number):
+                yield rounds[0][0]
 
 
 def assemble(

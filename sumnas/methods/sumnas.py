@@ -110,6 +110,7 @@ class SUMNAS(Method):
                         self._collect(choice_sum, choices, difference[: len(choices)], weight)
                     else:
                         self._outer_update(choices, difference[: len(choices)], outer, weight)
+                del theta, difference  # else they would live on beside the next path's
         with torch.no_grad():
             if waits:
                 pairs = list(choice_sum.values())

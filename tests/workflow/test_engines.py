@@ -171,7 +171,7 @@ def test_dvc_commands(dvc_clone: Any) -> None:
 
 
 def test_snakemake_refuses_config(snakemake_clone: Any) -> None:
-    result = snakemake_clone.run("snakemake", "-n", "--cores", "1", "--config", "a=b", check=False)
+    result = snakemake_clone.run("snakemake", "-n", "--cores", "1", "--config", "epochs=3", check=False)
     assert result.returncode != 0
     assert "params.yaml is the one settings file" in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
