@@ -37,9 +37,7 @@ def supernet_of(space: NASBench201) -> Supernet:
 def random_batches(sizes: Sequence[int], seed: int = 0) -> list[Tensor]:
     """Batches whose means differ a lot, so that means of means, or of variances, are far from the pooled ones."""
     generator = torch.Generator().manual_seed(seed)
-    return [
-        (1 + i) * torch.randn(size, 1, 8, 8, generator=generator) + 3.0 * i for i, size in enumerate(sizes)
-    ]
+    return [(1 + i) * torch.randn(size, 1, 8, 8, generator=generator) + 3.0 * i for i, size in enumerate(sizes)]
 
 
 def pooled(network: nn.Module, batches: Sequence[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -241,13 +239,9 @@ def test_statistics_of_another_network_are_refused(tiny_space: NASBench201) -> N
 # The images.
 
 
-def drawn(data: Prepared, count: int, seed: int) -> Tensor:
-    return data.balanced_draw(count, seed)
-
-
 @pytest.mark.parametrize("count", [10, 500, 503, 777])
 def test_the_draw_is_balanced_and_shuffled(digits: Prepared, count: int) -> None:
-    index = drawn(digits, count, 0)
+    index = digits.balanced_draw(count, 0)
     assert len(index) == count == len(index.unique())
     labels = digits.labels["train"][index]
     counts = torch.bincount(labels, minlength=10)
@@ -259,11 +253,11 @@ def test_the_draw_is_balanced_and_shuffled(digits: Prepared, count: int) -> None
 
 
 def test_the_draw_follows_from_the_seed(digits: Prepared) -> None:
-    same, other = drawn(digits, 500, 0), drawn(digits, 500, 1)
-    assert torch.equal(drawn(digits, 500, 0), same)
+    same, other = digits.balanced_draw(500, 0), digits.balanced_draw(500, 1)
+    assert torch.equal(digits.balanced_draw(500, 0), same)
     assert set(same.tolist()) != set(other.tolist())
     # Which classes get the one image more is drawn too.
-    extra = {tuple(torch.bincount(digits.labels["train"][drawn(digits, 12, s)]).tolist()) for s in range(10)}
+    extra = {tuple(torch.bincount(digits.labels["train"][digits.balanced_draw(12, s)]).tolist()) for s in range(10)}
     assert len(extra) > 5
 
 
@@ -272,7 +266,7 @@ def test_each_image_of_a_class_is_as_likely(digits: Prepared) -> None:
     labels = digits.labels["train"]
     hits = torch.zeros(len(labels))
     for seed in range(800):
-        hits[drawn(digits, 10, seed)] += 1
+        hits[digits.balanced_draw(10, seed)] += 1
     for label in range(10):
         mine = hits[labels == label]
         assert mine.sum() == 800
@@ -300,6 +294,6 @@ def test_calibration_batches_are_the_drawn_images(
     settings = CalibrationSettings(images=images, batch_size=batch_size, seed=3)
     batches = calibration_batches(digits, settings)
     assert [len(batch) for batch in batches] == sizes
-    raw = digits.images["train"][drawn(digits, images, 3)]
+    raw = digits.images["train"][digits.balanced_draw(images, 3)]
     expected = ((raw.double() - digits.mean.double()) / digits.std.double()).permute(0, 3, 1, 2)
     torch.testing.assert_close(torch.cat(list(batches)).double(), expected, rtol=0, atol=1e-5)

@@ -264,9 +264,7 @@ def test_plan_leaves_out_only_edges_that_cannot_reach_the_output() -> None:
 
 
 @pytest.mark.parametrize(("changes", "count"), [({}, 200), ({"affine": False, "cells": 2, "channels": 3}, 25)])
-def test_logits_and_gradients_are_those_of_a_network_that_runs_every_edge(
-    changes: dict[str, Any], count: int
-) -> None:
+def test_logits_and_gradients_are_those_of_a_network_that_runs_every_edge(changes: dict[str, Any], count: int) -> None:
     of = space(**changes)
     supernet = supernet_of(of)
     parameters = dict(supernet.named_parameters())

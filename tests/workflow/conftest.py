@@ -48,9 +48,7 @@ class Clone:
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command in the clone."""
-        result = subprocess.run(
-            command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=TIMEOUT
-        )
+        result = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=TIMEOUT)
         assert not check or result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
         return result
 

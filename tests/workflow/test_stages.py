@@ -172,7 +172,10 @@ def test_every_stage_declares_the_blocks_it_reads() -> None:
         used = set(re.findall(r"job\.params\.(\w+)", text)) - {"digest", "select", "plain"}
         for call, blocks in through.items():
             used |= blocks if call in text else set()
-        declared = {b.partition(".")[2] if b.startswith(("run.", "search.")) else b.partition(".")[0] for b in stage.blocks}
+        declared = set()
+        for block in stage.blocks:
+            head, _, tail = block.partition(".")
+            declared.add(tail if head in ("run", "search") and tail else head)
         declared = {"method" if b == "methods" and name != "summarize" else b for b in declared}
         assert used == declared - {"threads"}, name
         # Whoever computes fixes the number of threads, which changes rounding.

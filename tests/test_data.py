@@ -1,0 +1,383 @@
+"""Preparation, loading, batches and augmentation against multisets of images and a naive per-image augmentation."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from sumnas.augmentation import Augmentation, augment
+from sumnas.data import Batches, Prepared, check_fits, load
+from sumnas.errors import UserError
+from sumnas.preparation import DataSettings, prepare
+from sumnas.spaces import nasbench201
+from sumnas.spaces.nasbench201 import NASBench201
+
+SPLITS = ("train", "validation", "test")
+SETTINGS = DataSettings(source="digits", validation=0.2, test=0.3, seed=0)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def numbered(count: int, channels: int = 1, size: int = 4) -> Prepared:
+    """A training split whose images and labels are their own numbers; normalising changes nothing."""
+    numbers = torch.arange(count)
+    images = numbers.to(torch.uint8)[:, None, None, None].expand(count, size, size, channels).contiguous()
+    return Prepared({"train": images}, {"train": numbers}, torch.zeros(channels), torch.ones(channels), count)
+
+
+Numbers = list[list[list[list[int]]]]
+"""[step][round][stream][image]"""
+
+
+def epoch_of(batches: Batches, epoch: int) -> Numbers:
+    """One epoch as the numbers of its images; each label is found to belong to its image."""
+    steps = []
+    for rounds in batches.epoch(epoch):
+        for streams in rounds:
+            for images, labels in streams:
+                assert images.dtype == torch.float32 and labels.dtype == torch.int64
+                assert torch.equal(images[:, 0, 0, 0].long(), labels)
+        steps.append([[labels.tolist() for _, labels in streams] for streams in rounds])
+    return steps
+
+
+def stream_of(numbers: Numbers, stream: int) -> list[int]:
+    return [image for rounds in numbers for streams in rounds for image in streams[stream]]
+
+
+# Preparation.
+
+
+def test_splits_are_disjoint_and_complete(digits_folder: Path) -> None:
+    source = load_digits()
+    expected = Counter(
+        (image.astype(np.uint8).tobytes(), int(label))
+        for image, label in zip(source.images, source.target, strict=True)
+    )
+    found: Counter[tuple[bytes, int]] = Counter()
+    for split in SPLITS:
+        images, labels = (np.load(digits_folder / f"{letter}_{split}.npy") for letter in "xy")
+        assert images.dtype == np.uint8 and images.shape[1:] == (8, 8, 1)
+        assert labels.dtype == np.int64 and len(labels) == len(images)
+        found.update((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
+    assert found == expected and sum(found.values()) == 1797
+
+
+@pytest.mark.parametrize(("validation", "test"), [(0.2, 0.3), (0.5, 0.1)])
+def test_every_split_has_its_share_of_every_class(tmp_path: Path, validation: float, test: float) -> None:
+    manifest = prepare(DataSettings(source="digits", validation=validation, test=test, seed=1), tmp_path)
+    data = load(tmp_path)
+    whole = np.bincount(load_digits().target)
+    shares = {"train": 1 - validation - test, "validation": validation, "test": test}
+    for split, share in shares.items():
+        counts = torch.bincount(data.labels[split], minlength=10).numpy()
+        assert np.abs(counts - share * whole).max() < 2, split
+        assert manifest["counts"][split] == counts.sum() == len(data.images[split])
+        assert abs(counts.sum() - share * 1797) < 2
+
+
+def test_the_manifest_describes_the_data(digits_folder: Path) -> None:
+    manifest = json.loads((digits_folder / "manifest.json").read_text())
+    train = np.load(digits_folder / "x_train.npy").astype(np.float64)
+    assert manifest["mean"] == pytest.approx([train.mean()]) and manifest["std"] == pytest.approx([train.std()])
+    assert (manifest["image_size"], manifest["image_channels"]) == (8, 1)
+    assert manifest["classes"] == [str(label) for label in range(10)] and manifest["source"] == "digits"
+    assert sorted([*manifest["sha256"], "manifest.json"]) == sorted(contents(digits_folder))
+
+
+def test_preparing_twice_gives_the_same_bytes(tmp_path: Path, digits_folder: Path) -> None:
+    np.random.seed(123)  # the global stream has no part in it
+    prepare(SETTINGS, tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(digits_folder)
+    prepare(SETTINGS, tmp_path / "again")  # over what is there
+    assert contents(tmp_path / "again") == contents(digits_folder)
+    prepare(SETTINGS.model_copy(update={"seed": 1}), tmp_path / "other")
+    other = contents(tmp_path / "other")
+    assert all(other[f"x_{split}.npy"] != contents(digits_folder)[f"x_{split}.npy"] for split in SPLITS)
+
+
+def test_shares_must_leave_images_for_training(tmp_path: Path) -> None:
+    settings = DataSettings(source="digits", validation=0.5, test=0.5, seed=0)
+    with pytest.raises(UserError, match=r"data\.validation \+ data\.test = 1: must leave images for training"):
+        prepare(settings, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+# Loading.
+
+
+@pytest.mark.parametrize("name", ["x_train.npy", "y_train.npy", "x_validation.npy", "y_test.npy"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "swap"])
+def test_a_damaged_array_is_named(tmp_path: Path, digits_folder: Path, name: str, damage: str) -> None:
+    folder = Path(shutil.copytree(digits_folder, tmp_path / "data"))
+    path, content = folder / name, (folder / name).read_bytes()
+    if damage == "flip":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        shutil.copy(folder / f"{name[0]}_{'test' if 'test' not in name else 'train'}.npy", path)
+    with pytest.raises(UserError) as error:
+        load(folder)
+    assert str(path) in str(error.value) and "not what the manifest describes" in str(error.value)
+    assert "run prepare_data again" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["x_train.npy", "y_validation.npy", "manifest.json"])
+def test_a_missing_file_is_named(tmp_path: Path, digits_folder: Path, name: str) -> None:
+    folder = Path(shutil.copytree(digits_folder, tmp_path / "data"))
+    (folder / name).unlink()
+    with pytest.raises(UserError) as error:
+        load(folder)
+    assert str(error.value).startswith(f"{folder / name}: no such file")
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.99])
+def test_a_truncated_manifest_is_named(tmp_path: Path, digits_folder: Path, kept: float) -> None:
+    folder = Path(shutil.copytree(digits_folder, tmp_path / "data"))
+    path = folder / "manifest.json"
+    text = path.read_text()
+    path.write_text(text[: int(kept * len(text))])
+    with pytest.raises(UserError) as error:
+        load(folder)
+    assert str(error.value).startswith(f"{path}: damaged JSON")
+
+
+def test_loaded_is_what_was_prepared(digits: Prepared, digits_folder: Path) -> None:
+    for split in SPLITS:
+        assert np.array_equal(digits.images[split].numpy(), np.load(digits_folder / f"x_{split}.npy"))
+        assert np.array_equal(digits.labels[split].numpy(), np.load(digits_folder / f"y_{split}.npy"))
+    assert digits.classes == 10
+
+
+def test_normalised_training_images_have_mean_zero_and_variance_one(digits: Prepared) -> None:
+    before = digits.images["train"].clone()
+    images, labels = digits.split("train")
+    assert images.dtype == torch.float32 and images.shape == (len(labels), 1, 8, 8)
+    assert float(images.double().mean()) == pytest.approx(0, abs=1e-5)
+    assert float(images.double().std(correction=0)) == pytest.approx(1, abs=1e-5)
+    assert torch.equal(digits.images["train"], before)
+    # The other splits are normalised by the training images, not by themselves.
+    raw = digits.images["test"].double()
+    expected = (raw - before.double().mean()) / before.double().std(correction=0)
+    found = digits.split("test")[0].permute(0, 2, 3, 1).double()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalised_images_are_channels_last_as_they_lie(channels: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randint(0, 256, (20, 6, 5, channels), generator=generator, dtype=torch.uint8)
+    pixels = raw.double().flatten(0, 2)
+    mean, std = pixels.mean(0), pixels.std(0, correction=0)
+    data = Prepared({"train": raw}, {"train": torch.zeros(20, dtype=torch.long)}, mean.float(), std.float(), 2)
+    images, _ = data.split("train")
+    assert images.shape == (20, channels, 6, 5)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    flat = images.permute(0, 2, 3, 1)
+    assert flat.is_contiguous()  # the memory is still in the order of the file
+    torch.testing.assert_close(flat.flatten(0, 2).double(), (pixels - mean) / std, rtol=0, atol=1e-5)
+
+
+def fitting(**changes: Any) -> NASBench201:
+    values = {"channels": 2, "cells": 1, "image_size": 8, "image_channels": 1, "classes": 10, **changes}
+    return nasbench201.build(nasbench201.Settings(name="nasbench201", **values))
+
+
+def test_data_that_fits_the_space(digits: Prepared, tiny_space: NASBench201) -> None:
+    check_fits(digits, tiny_space)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "there"), [("image_size", 32, 8), ("image_channels", 3, 1), ("classes", 7, 10)]
+)
+def test_data_that_does_not_fit_the_space(digits: Prepared, key: str, value: int, there: int) -> None:
+    with pytest.raises(UserError) as error:
+        check_fits(digits, fitting(**{key: value}))
+    text = f"space.{key} = {value}: the prepared data has {there}; set space.{key}: {there}"
+    assert str(error.value) == text
+
+
+def test_images_that_are_not_square_fit_no_space(digits: Prepared) -> None:
+    oblong = Prepared(
+        {"train": torch.zeros(5, 8, 12, 1, dtype=torch.uint8)}, digits.labels, digits.mean, digits.std, 10
+    )
+    with pytest.raises(UserError, match="images of 8x12 pixels: .* square"):
+        check_fits(oblong, fitting())
+
+
+# Batches.
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "streams", "rounds"), [(10, 1, 1), (7, 3, 1), (6, 2, 3), (100, 1, 1), (1, 2, 1)]
+)
+def test_every_image_at_most_once_per_epoch_and_stream(batch_size: int, streams: int, rounds: int) -> None:
+    data = numbered(100)
+    batches = Batches(data, torch.arange(100), batch_size, 0, streams=streams, rounds=rounds)
+    numbers = epoch_of(batches, 0)
+    assert len(numbers) == batches.steps == 100 // batch_size // rounds
+    for step in numbers:
+        assert [len(turn) for turn in step] == [streams] * rounds
+        assert all(len(batch) == batch_size for turn in step for batch in turn)
+    for stream in range(streams):
+        seen = stream_of(numbers, stream)
+        assert len(seen) == len(set(seen)) == batches.steps * rounds * batch_size
+        assert seen != sorted(seen) or batch_size * batches.steps == 1
+
+
+def test_streams_and_epochs_have_orders_of_their_own() -> None:
+    batches = Batches(numbered(200), torch.arange(200), 10, 0, streams=4)
+    orders = [stream_of(epoch_of(batches, epoch), stream) for epoch in range(3) for stream in range(4)]
+    assert all(sorted(order) == list(range(200)) for order in orders)
+    for i, one in enumerate(orders):
+        for other in orders[:i]:
+            # Two independent permutations agree in one place on average.
+            assert sum(a == b for a, b in zip(one, other, strict=True)) < 10
+
+
+def test_batches_follow_from_the_seed_alone() -> None:
+    def make(seed: int, streams: int = 2) -> Batches:
+        return Batches(numbered(60), torch.arange(60), 8, seed, streams=streams)
+
+    first = make(0)
+    expected = [epoch_of(first, epoch) for epoch in range(4)]
+    torch.manual_seed(99)
+    assert epoch_of(make(0), 3) == expected[3]  # without the epochs before it
+    assert [epoch_of(first, epoch) for epoch in range(4)] == expected
+    assert epoch_of(make(1), 0) != expected[0]
+    # Another stream beside them changes nothing in the ones there are.
+    more = epoch_of(make(0, streams=3), 0)
+    assert [[turn[:2] for turn in step] for step in more] == expected[0]
+
+
+def test_rounds_take_consecutive_batches() -> None:
+    single = Batches(numbered(100), torch.arange(100), 6, 0, streams=2)
+    triple = Batches(numbered(100), torch.arange(100), 6, 0, streams=2, rounds=3)
+    assert (single.steps, triple.steps) == (16, 5)
+    turns = [turn for step in epoch_of(single, 2) for turn in step]
+    assert [turn for step in epoch_of(triple, 2) for turn in step] == turns[:15]
+
+
+def test_only_the_given_images_are_used() -> None:
+    indices = torch.arange(3, 90, 3)
+    batches = Batches(numbered(100), indices, len(indices), 0)
+    ((((found,),),)) = (tuple(tuple(turn) for turn in step) for step in epoch_of(batches, 0))
+    assert sorted(found[0]) == indices.tolist()
+
+
+@pytest.mark.parametrize(("batch_size", "rounds"), [(101, 1), (51, 2), (26, 4)])
+def test_a_batch_larger_than_the_data_is_refused(batch_size: int, rounds: int) -> None:
+    with pytest.raises(UserError) as error:
+        Batches(numbered(100), torch.arange(100), batch_size, 0, rounds=rounds)
+    text = f"batch_size = {batch_size} (x {rounds} rounds): more than the 100 training images; lower it"
+    assert str(error.value) == text
+
+
+@pytest.mark.parametrize("augmentation", [None, Augmentation(), Augmentation(flip=True, crop_padding=2)], ids=str)
+def test_batches_are_channels_last(augmentation: Augmentation | None) -> None:
+    batches = Batches(numbered(30, channels=3, size=6), torch.arange(30), 10, 0, augmentation)
+    for (((images, _),),) in batches.epoch(0):
+        assert images.shape == (10, 3, 6, 6) and images.dtype == torch.float32
+        assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_augmentation_of_batches_follows_from_seed_epoch_and_stream(digits: Prepared) -> None:
+    both = Augmentation(flip=True, crop_padding=2)
+    index = torch.arange(5, 6)  # one image: only the augmentation can differ
+
+    def images(seed: int, epoch: int) -> list[Tensor]:
+        ((streams,),) = Batches(digits, index, 1, seed, both, streams=3).epoch(epoch)
+        return [image for image, _ in streams]
+
+    for one, other in zip(images(0, 0), images(0, 0), strict=True):
+        assert torch.equal(one, other)
+    draws = [image for seed in range(2) for epoch in range(4) for image in images(seed, epoch)]
+    assert len({draw.numpy().tobytes() for draw in draws}) > 12  # of 24 draws from 50 possible ones
+
+
+# Augmentation.
+
+Draw = tuple[bool, int, int]
+"""Flipped, first row and first column of the crop."""
+
+
+def naive(image: np.ndarray[Any, Any], draw: Draw, padding: int) -> np.ndarray[Any, Any]:
+    """Mirror one image [H, W, C], pad it with zeros and cut out a window of its own size."""
+    flipped, top, left = draw
+    height, width, _ = image.shape
+    padded = np.zeros((height + 2 * padding, width + 2 * padding, image.shape[2]), image.dtype)
+    for row in range(height):
+        for column in range(width):
+            padded[padding + row, padding + column] = image[row, width - 1 - column if flipped else column]
+    return padded[top : top + height, left : left + width]
+
+
+def possible(image: np.ndarray[Any, Any], settings: Augmentation) -> dict[bytes, Draw]:
+    """What an image can become, and by which draw."""
+    shifts = range(2 * settings.crop_padding + 1)
+    draws = [(f, t, c) for f in ([False, True] if settings.flip else [False]) for t in shifts for c in shifts]
+    return {naive(image, draw, settings.crop_padding).tobytes(): draw for draw in draws}
+
+
+def random_images(count: int, shape: tuple[int, int, int] = (5, 7, 2)) -> Tensor:
+    generator = torch.Generator().manual_seed(4)
+    return torch.randint(1, 256, (count, *shape), generator=generator, dtype=torch.uint8)
+
+
+WAYS = [Augmentation(flip=True), Augmentation(crop_padding=2), Augmentation(flip=True, crop_padding=1)]
+
+
+@pytest.mark.parametrize("settings", WAYS, ids=str)
+def test_every_image_becomes_one_of_its_own_windows(settings: Augmentation) -> None:
+    images = random_images(200)
+    before = images.clone()
+    out = augment(images, settings, torch.Generator().manual_seed(0))
+    assert out.shape == images.shape and out.dtype == torch.uint8 and torch.equal(images, before)
+    for image, augmented in zip(images.numpy(), out.numpy(), strict=True):
+        assert augmented.tobytes() in possible(image, settings)
+
+
+@pytest.mark.parametrize("settings", WAYS, ids=str)
+def test_draws_are_uniform_and_each_image_has_its_own(settings: Augmentation) -> None:
+    image = random_images(1)
+    choices = possible(image[0].numpy(), settings)
+    assert len(choices) == (2 if settings.flip else 1) * (2 * settings.crop_padding + 1) ** 2
+    out = augment(image.expand(4000, -1, -1, -1), settings, torch.Generator().manual_seed(0))
+    draws = [choices[augmented.tobytes()] for augmented in out.numpy()]
+    counts = Counter(draws)
+    assert set(counts) == set(choices.values())
+    assert chisquare(list(counts.values())).pvalue > 1e-3
+    # Neighbours are independent: they agree as often as two draws do by chance.
+    agree = sum(a == b for a, b in zip(draws, draws[1:], strict=False)) / 3999
+    share = 1 / len(choices)
+    assert abs(agree - share) < 4 * math.sqrt(share * (1 - share) / 3999)
+
+
+def test_augmentation_follows_from_its_generator() -> None:
+    images, settings = random_images(50), Augmentation(flip=True, crop_padding=2)
+
+    def draw(seed: int) -> Tensor:
+        return augment(images, settings, torch.Generator().manual_seed(seed))
+
+    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
+
+
+def test_no_augmentation_changes_nothing_and_draws_nothing() -> None:
+    images, generator = random_images(5), torch.Generator().manual_seed(0)
+    state = generator.get_state()
+    assert torch.equal(augment(images, Augmentation(), generator), images)
+    assert torch.equal(generator.get_state(), state)

@@ -1,0 +1,143 @@
+"""params.yaml: what is wrong is said in one line that names file, key, value and remedy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sumnas import params
+from sumnas.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+Blocks = dict[str, Any]
+
+
+def problems(tmp_path: Path, change: Callable[[Blocks], object]) -> list[str]:
+    """Return what load says of the default settings after a change."""
+    blocks = yaml.safe_load((ROOT / "params.yaml").read_text())
+    change(blocks)
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(blocks))
+    with pytest.raises(UserError) as error:
+        params.load(path)
+    return [line.removeprefix(f"{path}: ") for line in str(error.value).splitlines()]
+
+
+CASES: dict[str, tuple[Callable[[Blocks], object], str]] = {
+    "unknown key": (lambda b: b["supernet"].update(epohcs=1), "supernet.epohcs: unknown key; did you mean 'supernet.epochs'"),
+    "unknown nested key": (
+        lambda b: b["retrain"]["recipe"].update(epoch=1),
+        "retrain.recipe.epoch: unknown key; did you mean 'retrain.recipe.epochs'",
+    ),
+    "unknown block": (lambda b: b.update(serach={}), "serach: unknown block; did you mean 'search'"),
+    "missing block": (lambda b: b.pop("ranking"), "ranking: missing block"),
+    "wrong type": (lambda b: b["supernet"].update(epochs="ten"), "supernet.epochs = 'ten': must be a valid integer"),
+    "out of range": (lambda b: b["supernet"].update(epochs=0), "supernet.epochs = 0: must be greater than or equal to 1"),
+    "unknown strategy": (
+        lambda b: b["methods"]["spos"].update(strategy="sumnos"),
+        "methods.spos.strategy = 'sumnos': no such method; did you mean 'sumnas'?",
+    ),
+    "unknown space": (lambda b: b["space"].update(name="nasbench"), "space.name = 'nasbench': no such space"),
+    "unlisted method": (lambda b: b["run"].update(methods=["spoz"]), "run.methods: spoz: unknown method; did you mean"),
+    "a dot in a name": (lambda b: b["methods"].update({"a.b": {}}), "methods.a.b: a method's name is lower case"),
+    "shards": (lambda b: b["run"].update(shards=[1, 2]), "run.shards = [1, 2]: must count from 0"),
+    "a seed twice": (lambda b: b["run"].update(seeds=[0, 0]), "run.seeds = [0, 0]: names one twice"),
+    "a limit nothing meets": (
+        lambda b: b["search"].update(limits=[0.001]),
+        "search.limits = 0.001: no architecture has so few MACs; the smallest has",
+    ),
+    "more architectures than exist": (
+        lambda b: b["benchmark"]["pool"].update(architectures=20000),
+        "benchmark.pool.architectures = 20000: the space has only 15625",
+    ),
+    "more samples than the pool": (
+        lambda b: b["sampling"].update(strategy="macs", count=99),
+        "sampling.count = 99: the benchmark has only 40",
+    ),
+    "no images left": (lambda b: b["data"].update(test=0.9), "data.validation + data.test = 1.1: must be below 1"),
+    "no table": (lambda b: b["benchmark"].update(source="table"), "no block benchmark.table"),
+    "image size": (lambda b: b["space"].update(image_size=6), "space.image_size = 6: must be a multiple of 4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_is_named(case: str, tmp_path: Path) -> None:
+    change, expected = CASES[case]
+    lines = problems(tmp_path, change)
+    assert len(lines) == 1, lines
+    assert expected in lines[0]
+
+
+def test_several_mistakes_have_a_line_each(tmp_path: Path) -> None:
+    def change(blocks: Blocks) -> None:
+        blocks["supernet"] |= {"epochs": -1, "probs": 1}
+        blocks["search"]["population"] = "x"
+
+    assert len(problems(tmp_path, change)) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("run: 1\nrun: 2\n", "'run' is given twice"), ("a: [1\n", "line"), ("- 1\n", "must hold blocks"), ("", "must hold")],
+)  # fmt: skip
+def test_what_is_no_settings_file(text: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=expected):
+        params.load(path)
+    with pytest.raises(UserError, match="no such file"):
+        params.load(tmp_path / "absent.yaml")
+
+
+def test_presets_are_valid_and_the_default_is_quick() -> None:
+    for path in (ROOT / "presets").glob("*.yaml"):
+        params.load(path)
+    quick = params.load(ROOT / "presets/quick.yaml")
+    assert quick.digest() == params.load(ROOT / "params.yaml").digest()
+
+
+def test_a_stage_gets_only_what_it_declares() -> None:
+    everything = params.load(ROOT / "params.yaml")
+    chosen = everything.select(["run.threads", "space", "methods.sumnas-k2"])
+    assert chosen.threads == 1 and chosen.method.adaptation_steps == 2
+    with pytest.raises(AttributeError, match="does not declare params block 'data'"):
+        _ = chosen.data
+    assert set(chosen.plain()) == {"threads", "space", "method"}
+
+
+def test_the_digest_depends_on_values_alone(tmp_path: Path) -> None:
+    blocks = yaml.safe_load((ROOT / "params.yaml").read_text())
+    blocks["methods"]["spos"]["weight_decay"] = 4e-5  # its default, written out
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(dict(reversed(list(blocks.items())))))
+    assert params.load(path).digest() == params.load(ROOT / "params.yaml").digest()
+    blocks["methods"]["spos"]["weight_decay"] = 5e-5
+    path.write_text(yaml.safe_dump(blocks))
+    assert params.load(path).digest() != params.load(ROOT / "params.yaml").digest()
+
+
+def test_make_check_and_presets(tmp_path: Path) -> None:
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets/quick.yaml").write_bytes((ROOT / "presets/quick.yaml").read_bytes())
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", *words]
+        env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+
+    assert call("workflow.preset", "quik").returncode == 1
+    assert call("workflow.preset", "quick").returncode == 0
+    assert call("workflow.check").returncode == 0
+    path = tmp_path / "params.yaml"
+    path.write_text(path.read_text().replace("epochs: 15", "epochs: 0"))
+    wrong = call("workflow.check")
+    assert wrong.returncode == 1 and "supernet.epochs = 0" in wrong.stderr and "Traceback" not in wrong.stderr
+    refused = call("workflow.preset", "quick")
+    assert refused.returncode == 1 and "FORCE=1" in refused.stderr
+    assert call("workflow.preset", "quick", "--force").returncode == 0
