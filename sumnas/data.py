@@ -47,7 +47,8 @@ class Prepared:
         """Return [count] indices of training images: a random draw with equally many of every class.
 
         Equal up to one where `count` is no multiple of the classes; sec. 4 and method sec. 3: data sets come sorted
-        by class, and statistics of few classes ruin a network. UserError where a class has too few images.
+        by class, and statistics of few classes ruin a network. A class with too few images gives all it has, and the others
+        make up for it; UserError where there are fewer than `count` in all.
         """
         rng = seeding.numpy_stream(seed, "calibration")
         labels = self.labels["train"].cpu().numpy()
@@ -78,8 +79,10 @@ def check_fits(prepared: Prepared, space: Space) -> None:
     """UserError where the space's networks take other images or give other classes than the data has."""
     settings = space.settings  # type: ignore[attr-defined]
     _, height, width, channels = prepared.images["train"].shape
+    if height != width:
+        raise UserError(f"the prepared data has images of {height}x{width} pixels: the networks take square ones")
     for key, value in (("image_size", height), ("image_channels", channels), ("classes", prepared.classes)):
-        if getattr(settings, key) != value or height != width:
+        if getattr(settings, key) != value:
             raise UserError(
                 f"space.{key} = {getattr(settings, key)}: the prepared data has {value}; set space.{key}: {value}"
             )

@@ -65,7 +65,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, An
 
 
 def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Read rows; UserError where the file or one of `columns` is absent, or a row is cut short."""
+    """Read rows; UserError where the file or one of `columns` is absent, or the file is damaged."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
@@ -76,6 +76,8 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
             rows = list(reader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it (`dvc repro` runs them all)") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: damaged CSV ({error}); delete it and run the stage that writes it") from None
     for number, row in enumerate(rows, 2):
         if None in row.values() or None in row:
             raise UserError(f"{path}, line {number}: not as many fields as the header has")

@@ -30,7 +30,10 @@ def problems(tmp_path: Path, change: Callable[[Blocks], object]) -> list[str]:
 
 
 CASES: dict[str, tuple[Callable[[Blocks], object], str]] = {
-    "unknown key": (lambda b: b["supernet"].update(epohcs=1), "supernet.epohcs: unknown key; did you mean 'supernet.epochs'"),
+    "unknown key": (
+        lambda b: b["supernet"].update(epohcs=1),
+        "supernet.epohcs: unknown key; did you mean 'supernet.epochs'",
+    ),
     "unknown nested key": (
         lambda b: b["retrain"]["recipe"].update(epoch=1),
         "retrain.recipe.epoch: unknown key; did you mean 'retrain.recipe.epochs'",
@@ -38,7 +41,10 @@ CASES: dict[str, tuple[Callable[[Blocks], object], str]] = {
     "unknown block": (lambda b: b.update(serach={}), "serach: unknown block; did you mean 'search'"),
     "missing block": (lambda b: b.pop("ranking"), "ranking: missing block"),
     "wrong type": (lambda b: b["supernet"].update(epochs="ten"), "supernet.epochs = 'ten': must be a valid integer"),
-    "out of range": (lambda b: b["supernet"].update(epochs=0), "supernet.epochs = 0: must be greater than or equal to 1"),
+    "out of range": (
+        lambda b: b["supernet"].update(epochs=0),
+        "supernet.epochs = 0: must be greater than or equal to 1",
+    ),
     "unknown strategy": (
         lambda b: b["methods"]["spos"].update(strategy="sumnos"),
         "methods.spos.strategy = 'sumnos': no such method; did you mean 'sumnas'?",
@@ -84,7 +90,7 @@ def test_several_mistakes_have_a_line_each(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("run: 1\nrun: 2\n", "'run' is given twice"), ("a: [1\n", "line"), ("- 1\n", "must hold blocks"), ("", "must hold")],
+    [("run: 1\nrun: 2\n", "'run' is given twice"), ("a: [1\n", "line"), ("- 1\n", "must hold"), ("", "must hold")],
 )  # fmt: skip
 def test_what_is_no_settings_file(text: str, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
