@@ -6,7 +6,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 READY := $(VENV)/.ready
 
-.PHONY: help setup repro snakemake test lint types check preset clean
+.PHONY: help setup repro snakemake test lint types check preset readme clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ check: setup ## check params.yaml
 
 preset: setup ## write params.yaml from presets/: make preset NAME=quick
 	@python -m workflow.preset $(NAME) $(if $(FORCE),--force)
+
+readme: setup ## put the results of the default run into README.md
+	@python -m workflow.readme $(or $(NAME),quick)
 
 clean: ## delete results and prepared data (not the environment, not the caches)
 	rm -rf results data/prepared
