@@ -47,8 +47,8 @@ class Prepared:
         """Return [count] indices of training images: a random draw with equally many of every class.
 
         Equal up to one where `count` is no multiple of the classes; sec. 4 and method sec. 3: data sets come sorted
-        by class, and statistics of few classes ruin a network. A class with too few images gives all it has, and the others
-        make up for it; UserError where there are fewer than `count` in all.
+        by class, and statistics of few classes ruin a network. A class with too few images gives all it has, and the
+        others make up for it; UserError where there are fewer than `count` in all.
         """
         rng = seeding.numpy_stream(seed, "calibration")
         labels = self.labels["train"].cpu().numpy()

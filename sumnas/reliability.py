@@ -36,7 +36,8 @@ def perfect_predictor_tau(matrix: Floats, rng: np.random.Generator, draws: int =
 
     The truth is not known, so it is simulated from `matrix` [A, S]:
 
-    1. s2 is the variance between seeds, pooled over architectures: S seeds alone say too little about one.
+    1. s2 is the variance between seeds, pooled over architectures: S seeds alone say too little about one. A shift
+       that a seed gives to all architectures alike is taken out before.
     2. The observed means vary by the true variance plus s2/S. By the method of moments the true variance is
        therefore their variance less s2/S. The means are shrunk towards the grand mean until they have it,
        and are then taken for the truth. Not shrunk, they are too far apart and the tau comes out too high.
@@ -50,7 +51,9 @@ def perfect_predictor_tau(matrix: Floats, rng: np.random.Generator, draws: int =
         return Measure(None, reason=reason)
     architectures, seeds = matrix.shape
     means = _means(matrix)
-    noise = float(matrix.var(axis=1, ddof=1).mean()) / seeds
+    # What a seed adds to all architectures alike changes no rank and is no noise: only the rest counts.
+    rest = matrix - matrix.mean(axis=1, keepdims=True) - matrix.mean(axis=0) + matrix.mean()
+    noise = float((rest**2).sum()) / ((architectures - 1) * (seeds - 1)) / seeds
     observed = float(means.var(ddof=1))
     if observed <= noise:
         return Measure(None, reason="the references differ by no more than their noise")

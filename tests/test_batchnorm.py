@@ -35,7 +35,7 @@ def supernet_of(space: NASBench201) -> Supernet:
 
 
 def random_batches(sizes: Sequence[int], seed: int = 0) -> list[Tensor]:
-    """Batches whose means differ a lot, so that means of means, or of variances, are far from the pooled ones."""
+    """Batches whose means differ a lot, so that means of means and of variances are far off."""
     generator = torch.Generator().manual_seed(seed)
     return [(1 + i) * torch.randn(size, 1, 8, 8, generator=generator) + 3.0 * i for i, size in enumerate(sizes)]
 
@@ -46,7 +46,10 @@ def pooled(network: nn.Module, batches: Sequence[Tensor]) -> dict[str, tuple[Ten
     received: dict[str, list[Tensor]] = defaultdict(list)
 
     def hook(name: str) -> Any:
-        return lambda _module, inputs: received[name].append(inputs[0].detach().double().transpose(0, 1).flatten(1))
+        def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            received[name].append(inputs[0].double().transpose(0, 1).flatten(1))
+
+        return keep
 
     for name, module in network.named_modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -136,7 +139,9 @@ def test_a_network_forgets_earlier_statistics(tiny_space: NASBench201) -> None:
 
 def test_the_predictor_keeps_sub_models_apart(tiny_space: NASBench201, digits: Prepared) -> None:
     supernet = supernet_of(tiny_space)
-    settings = (CalibrationSettings(images=60, batch_size=30), EvaluationSettings(split="validation", batch_size=400))
+    calibration = CalibrationSettings(images=60, batch_size=30)
+    evaluation = EvaluationSettings(split="validation", batch_size=400)
+    settings = (calibration, evaluation)
     before = bytes_of(supernet)
     alone = {a: Predictor(tiny_space, supernet, digits, *settings)(a) for a in (A, B)}
     together = Predictor(tiny_space, supernet, digits, *settings)
@@ -228,7 +233,8 @@ def test_statistics_of_another_network_are_refused(tiny_space: NASBench201) -> N
     network, other = (tiny_space.extract(supernet, a) for a in (A, (1, 1, 1, 1, 1, 1)))
     statistics, own = get_statistics(other), get_statistics(network)
     width = own.shape[1]
-    with pytest.raises(ValueError, match=rf"shape \(2, {statistics.shape[1]}\), the network needs \(2, {width}\)"):
+    text = rf"shape \(2, {statistics.shape[1]}\), the network needs \(2, {width}\)"
+    with pytest.raises(ValueError, match=text):
         set_statistics(network, statistics)
     for wrong in (own[0], own[:1], own[:, :-1], own.T):
         with pytest.raises(ValueError, match="the network needs"):
@@ -242,7 +248,7 @@ def test_statistics_of_another_network_are_refused(tiny_space: NASBench201) -> N
 @pytest.mark.parametrize("count", [10, 500, 503, 777])
 def test_the_draw_is_balanced_and_shuffled(digits: Prepared, count: int) -> None:
     index = digits.balanced_draw(count, 0)
-    assert len(index) == count == len(index.unique())
+    assert len(index) == count == len(set(index.tolist()))
     labels = digits.labels["train"][index]
     counts = torch.bincount(labels, minlength=10)
     assert counts.max() - counts.min() <= 1
@@ -257,7 +263,8 @@ def test_the_draw_follows_from_the_seed(digits: Prepared) -> None:
     assert torch.equal(digits.balanced_draw(500, 0), same)
     assert set(same.tolist()) != set(other.tolist())
     # Which classes get the one image more is drawn too.
-    extra = {tuple(torch.bincount(digits.labels["train"][digits.balanced_draw(12, s)]).tolist()) for s in range(10)}
+    labels = digits.labels["train"]
+    extra = {tuple(torch.bincount(labels[digits.balanced_draw(12, seed)]).tolist()) for seed in range(10)}
     assert len(extra) > 5
 
 

@@ -1,4 +1,4 @@
-"""Preparation, loading, batches and augmentation against multisets of images and a naive per-image augmentation."""
+"""Preparation, loading and batches against multisets of images, augmentation against a naive one per image."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ def test_every_split_has_its_share_of_every_class(tmp_path: Path, validation: fl
 def test_the_manifest_describes_the_data(digits_folder: Path) -> None:
     manifest = json.loads((digits_folder / "manifest.json").read_text())
     train = np.load(digits_folder / "x_train.npy").astype(np.float64)
-    assert manifest["mean"] == pytest.approx([train.mean()]) and manifest["std"] == pytest.approx([train.std()])
+    assert manifest["mean"] == pytest.approx([train.mean()])
+    assert manifest["std"] == pytest.approx([train.std()])
     assert (manifest["image_size"], manifest["image_channels"]) == (8, 1)
     assert manifest["classes"] == [str(label) for label in range(10)] and manifest["source"] == "digits"
     assert sorted([*manifest["sha256"], "manifest.json"]) == sorted(contents(digits_folder))
@@ -111,7 +112,7 @@ def test_preparing_twice_gives_the_same_bytes(tmp_path: Path, digits_folder: Pat
 
 def test_shares_must_leave_images_for_training(tmp_path: Path) -> None:
     settings = DataSettings(source="digits", validation=0.5, test=0.5, seed=0)
-    with pytest.raises(UserError, match=r"data\.validation \+ data\.test = 1: must leave images for training"):
+    with pytest.raises(UserError, match=r"data\.validation \+ data\.test = 1: must leave images"):
         prepare(settings, tmp_path)
     assert not any(tmp_path.iterdir())
 
@@ -183,7 +184,8 @@ def test_normalised_images_are_channels_last_as_they_lie(channels: int) -> None:
     raw = torch.randint(0, 256, (20, 6, 5, channels), generator=generator, dtype=torch.uint8)
     pixels = raw.double().flatten(0, 2)
     mean, std = pixels.mean(0), pixels.std(0, correction=0)
-    data = Prepared({"train": raw}, {"train": torch.zeros(20, dtype=torch.long)}, mean.float(), std.float(), 2)
+    labels = torch.zeros(20, dtype=torch.long)
+    data = Prepared({"train": raw}, {"train": labels}, mean.float(), std.float(), 2)
     images, _ = data.split("train")
     assert images.shape == (20, channels, 6, 5)
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -287,7 +289,10 @@ def test_a_batch_larger_than_the_data_is_refused(batch_size: int, rounds: int) -
     assert str(error.value) == text
 
 
-@pytest.mark.parametrize("augmentation", [None, Augmentation(), Augmentation(flip=True, crop_padding=2)], ids=str)
+BOTH = Augmentation(flip=True, crop_padding=2)
+
+
+@pytest.mark.parametrize("augmentation", [None, Augmentation(), BOTH], ids=str)
 def test_batches_are_channels_last(augmentation: Augmentation | None) -> None:
     batches = Batches(numbered(30, channels=3, size=6), torch.arange(30), 10, 0, augmentation)
     for (((images, _),),) in batches.epoch(0):
@@ -296,11 +301,10 @@ def test_batches_are_channels_last(augmentation: Augmentation | None) -> None:
 
 
 def test_augmentation_of_batches_follows_from_seed_epoch_and_stream(digits: Prepared) -> None:
-    both = Augmentation(flip=True, crop_padding=2)
     index = torch.arange(5, 6)  # one image: only the augmentation can differ
 
     def images(seed: int, epoch: int) -> list[Tensor]:
-        ((streams,),) = Batches(digits, index, 1, seed, both, streams=3).epoch(epoch)
+        ((streams,),) = Batches(digits, index, 1, seed, BOTH, streams=3).epoch(epoch)
         return [image for image, _ in streams]
 
     for one, other in zip(images(0, 0), images(0, 0), strict=True):
@@ -368,10 +372,10 @@ def test_draws_are_uniform_and_each_image_has_its_own(settings: Augmentation) ->
 
 
 def test_augmentation_follows_from_its_generator() -> None:
-    images, settings = random_images(50), Augmentation(flip=True, crop_padding=2)
+    images = random_images(50)
 
     def draw(seed: int) -> Tensor:
-        return augment(images, settings, torch.Generator().manual_seed(seed))
+        return augment(images, BOTH, torch.Generator().manual_seed(seed))
 
     assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
 

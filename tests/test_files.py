@@ -53,17 +53,18 @@ def test_csv_comes_back_exactly(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     generator = np.random.default_rng(0)
     numbers = [0.1, 1 / 3, 1e-300, 94.373, math.pi, *generator.normal(size=50).tolist()]
-    rows = [{"name": f'a,"{i}"\nb', "value": n, "as_numpy": np.float64(n), "n": i} for i, n in enumerate(numbers)]
-    files.write_csv(path, ["n", "name", "value", "as_numpy"], rows)
+    rows = [{"name": f'a,"{i}"\nb', "value": n, "numpy": np.float64(n), "n": i} for i, n in enumerate(numbers)]
+    files.write_csv(path, ["n", "name", "value", "numpy"], rows)
     found = files.read_csv(path, ["value", "n"])
-    assert len(found) == len(rows) and list(found[0]) == ["n", "name", "value", "as_numpy"]
+    assert len(found) == len(rows) and list(found[0]) == ["n", "name", "value", "numpy"]
     for row, back in zip(rows, found, strict=True):
         assert (int(back["n"]), back["name"]) == (row["n"], row["name"])
-        assert float(back["value"]) == float(back["as_numpy"]) == row["value"]
+        assert float(back["value"]) == float(back["numpy"]) == row["value"]
     # The bytes are those of the plain csv module, with unix line ends.
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([["n", "name", "value", "as_numpy"], *[[r["n"], r["name"], r["value"], r["value"]] for r in rows]])
+    writer.writerow(["n", "name", "value", "numpy"])
+    writer.writerows([row["n"], row["name"], row["value"], row["value"]] for row in rows)
     assert path.read_bytes() == text.getvalue().encode()
 
 
@@ -139,7 +140,7 @@ def test_digests(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
 @pytest.mark.parametrize("before", [None, "old"])
-def test_an_exception_leaves_the_old_file(tmp_path: Path, before: str | None, error: type[BaseException]) -> None:
+def test_an_error_leaves_the_old_file(tmp_path: Path, before: str | None, error: type[BaseException]) -> None:
     path = tmp_path / "a.txt"
     if before is not None:
         path.write_text(before)

@@ -171,3 +171,12 @@ def test_same_stream_same_value() -> None:
     for measure in (split_half_tau, perfect_predictor_tau):
         assert measure(matrix, stream(1), 30) == measure(matrix, stream(1), 30)
         assert measure(matrix, stream(1), 30) != measure(matrix, stream(2), 30)
+
+
+def test_a_shift_that_all_architectures_share_is_no_noise() -> None:
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(40, 1)) + rng.normal(0, 0.6, (40, 4))
+    shifted = matrix + rng.normal(0, 5, (1, 4))
+    one = perfect_predictor_tau(matrix, np.random.default_rng(1))
+    other = perfect_predictor_tau(shifted, np.random.default_rng(1))
+    assert one.value == pytest.approx(other.value, abs=1e-6)

@@ -26,7 +26,7 @@ def block(folder: Path) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     return (
         f"{(folder / 'table.md').read_text(encoding='utf-8')}\n"
-        f"Computing time of all stages {facts['seconds'] / 60:.1f} min, largest memory of one {facts['peak_memory_mb']} MB "
+        f"Time of all stages {facts['seconds'] / 60:.1f} min, largest memory of one {facts['peak_memory_mb']} MB "
         f"({facts['cpu']}, {facts['threads']} thread per stage; Python {facts['python']}, {versions}). "
         f"Files: [{folder}]({folder}); made by `make repro && make readme`.\n"
     )
