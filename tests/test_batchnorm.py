@@ -37,7 +37,8 @@ def supernet_of(space: NASBench201) -> Supernet:
 def random_batches(sizes: Sequence[int], seed: int = 0) -> list[Tensor]:
     """Batches whose means differ a lot, so that means of means and of variances are far off."""
     generator = torch.Generator().manual_seed(seed)
-    return [(1 + i) * torch.randn(size, 1, 8, 8, generator=generator) + 3.0 * i for i, size in enumerate(sizes)]
+    noise = (torch.randn(size, 1, 8, 8, generator=generator) for size in sizes)
+    return [(1 + i) * images + 3.0 * i for i, images in enumerate(noise)]
 
 
 def pooled(network: nn.Module, batches: Sequence[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

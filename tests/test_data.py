@@ -1,4 +1,4 @@
-"""Preparation, loading and batches against multisets of images, augmentation against a naive one per image."""
+"""Preparation, loading and batches against multisets of images, augmentation against a naive one."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def test_stored_statistics_give_the_same_score(tiny_space: NASBench201, digits: 
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_predictor_leaves_the_supernet_as_it_was(tiny_space: NASBench201, digits: Prepared, training: bool) -> None:
+def test_the_predictor_leaves_the_supernet_alone(tiny_space: NASBench201, digits: Prepared, training: bool) -> None:
     supernet = supernet_of(tiny_space).train(training)
     before, random_state = bytes_of(supernet), torch.get_rng_state()
     settings = EvaluationSettings(split="validation", batch_size=128)
@@ -196,7 +196,7 @@ def naive_training(
     ],
     ids=str,
 )
-def test_training_is_that_of_a_naive_loop(tiny_space: NASBench201, digits: Prepared, changes: dict[str, Any]) -> None:
+def test_training_is_a_naive_loop(tiny_space: NASBench201, digits: Prepared, changes: dict[str, Any]) -> None:
     how = recipe(epochs=2, learning_rate=0.02, batch_size=200, **changes)
     history: list[float] = []
     trained = train_network(tiny_space, UNREACHED, digits, how, 3, lambda _, loss: history.append(loss))
@@ -220,7 +220,7 @@ def test_without_momentum_nesterov_is_left_out(tiny_space: NASBench201, digits: 
     assert bytes_of(networks[0]) == bytes_of(networks[1])
 
 
-def test_training_follows_from_the_seed_and_the_architecture_alone(tiny_space: NASBench201, digits: Prepared) -> None:
+def test_training_follows_from_seed_and_architecture_alone(tiny_space: NASBench201, digits: Prepared) -> None:
     how = recipe(augmentation=Augmentation(flip=True, crop_padding=1))
 
     def train(seed: int, architecture: Architecture = ARCHITECTURE) -> dict[str, bytes]:

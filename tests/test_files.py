@@ -52,8 +52,8 @@ def test_json_refuses_what_is_no_number(tmp_path: Path, value: float) -> None:
 def test_csv_comes_back_exactly(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     generator = np.random.default_rng(0)
-    numbers = [0.1, 1 / 3, 1e-300, 94.373, math.pi, *generator.normal(size=50).tolist()]
-    rows = [{"name": f'a,"{i}"\nb', "value": n, "numpy": np.float64(n), "n": i} for i, n in enumerate(numbers)]
+    values = [0.1, 1 / 3, 1e-300, 94.373, math.pi, *generator.normal(size=50).tolist()]
+    rows = [{"name": f'a,"{i}"\nb', "value": n, "numpy": np.float64(n), "n": i} for i, n in enumerate(values)]
     files.write_csv(path, ["n", "name", "value", "numpy"], rows)
     found = files.read_csv(path, ["value", "n"])
     assert len(found) == len(rows) and list(found[0]) == ["n", "name", "value", "numpy"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -184,8 +183,3 @@ def _write_run_file(job: Job, started: float) -> None:
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
         },
     )
-
-
-def summary_of(value: Any) -> str:
-    """Return a short text of JSON-ready data for a closing line."""
-    return json.dumps(value, sort_keys=True)
