@@ -248,9 +248,12 @@ def test_statistics_of_another_network_are_refused(tiny_space: NASBench201) -> N
 
 @pytest.mark.parametrize("count", [10, 500, 503, 777])
 def test_the_draw_is_balanced_and_shuffled(digits: Prepared, count: int) -> None:
-    index = digits.balanced_draw(count, 0)
+    order = digits.labels["train"].argsort(stable=True)  # data sets come sorted by class
+    images, ordered = digits.images["train"][order], digits.labels["train"][order]
+    data = Prepared({"train": images}, {"train": ordered}, digits.mean, digits.std, 10)
+    index = data.balanced_draw(count, 0)
     assert len(index) == count == len(set(index.tolist()))
-    labels = digits.labels["train"][index]
+    labels = ordered[index]
     counts = torch.bincount(labels, minlength=10)
     assert counts.max() - counts.min() <= 1
     # Not sorted by class: about nine neighbours in ten are of another class, and every half has all classes.

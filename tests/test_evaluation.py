@@ -131,7 +131,7 @@ def test_stored_statistics_give_the_same_score(tiny_space: NASBench201, digits: 
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_predictor_leaves_the_supernet_alone(tiny_space: NASBench201, digits: Prepared, training: bool) -> None:
+def test_the_supernet_stays_as_it_was(tiny_space: NASBench201, digits: Prepared, training: bool) -> None:
     supernet = supernet_of(tiny_space).train(training)
     before, random_state = bytes_of(supernet), torch.get_rng_state()
     settings = EvaluationSettings(split="validation", batch_size=128)
