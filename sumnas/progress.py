@@ -25,13 +25,14 @@ class Progress:
     def update(self, done: int, note: str = "") -> None:
         """Show that `done` of the total are done."""
         now = time.monotonic()
-        if self.first is None:  # what a resumed stage found done took no time: leave it out of the rate
-            self.first, self.start = done - 1, self.start
+        if self.first is None:  # what a resumed stage finds done took no time: the rate counts from here
+            self.first, self.start = done, now
         if done < self.total and now - self.shown < (0.1 if self.terminal else self.every):
             return
         self.shown = now
-        rate = (done - self.first) / max(now - self.start, 1e-9)
-        left = _duration((self.total - done) / rate) if done < self.total else "done"
+        left = "done" if done == self.total else "?"
+        if self.first < done < self.total:
+            left = _duration((self.total - done) * (now - self.start) / (done - self.first))
         if self.terminal:
             filled = 24 * done // max(self.total, 1)
             end = "\n" if done == self.total else ""
