@@ -10,7 +10,8 @@ import numpy as np
 
 from sumnas.ranking import RankingSettings, paired_bootstrap
 
-BASELINES = ("macs", "params")
+BASELINES = {"macs": "MACs alone", "params": "parameters alone"}
+"""The trivial predictors, with the names that tables and figures give them."""
 SETTINGS = RankingSettings()
 """Of the paired bootstrap: 1000 resamples."""
 
@@ -50,7 +51,7 @@ def taus(summary: dict[str, Any]) -> list[tuple[str, float, float, float]]:
     rows = [
         (name, m["kendall_tau"], m["kendall_tau_low"], m["kendall_tau_high"]) for name, m in summary["methods"].items()
     ]
-    rows += [(name.upper() if name == "macs" else name, b[""], b["_low"], b["_high"])
+    rows += [(BASELINES[name], b[""], b["_low"], b["_high"])
              for name, b in summary["baselines"].items()]  # fmt: skip
     references = summary["references"]
     rows.append(("perfect predictor", *(references[f"perfect_tau{k}"] for k in ("", "_low", "_high"))))
@@ -71,11 +72,10 @@ def markdown(summary: dict[str, Any]) -> str:
         cells.append(f"{m['submodel_accuracy_mean']:.2f} (spread {m['submodel_accuracy_std']:.2f})")
         cells += [f"{_percent(e['benchmark_accuracy'])} / {_percent(e['retrained_accuracy'])}" for e in m["found"]]
         lines.append(_row(cells))
-    for name in BASELINES:
+    for name, label in BASELINES.items():
         b = summary["baselines"][name]
         interval = _interval({"tau_low": b["_low"], "tau_high": b["_high"]}, "tau")
-        label = {"macs": "MACs", "params": "parameters"}[name]
-        lines.append(_row([f"*{label} alone*", _number(b[""]), interval, "", "", *[""] * len(limits)]))
+        lines.append(_row([f"*{label}*", _number(b[""]), interval, "", "", *[""] * len(limits)]))
     text = "\n".join(lines) + "\n\n"
     text += (
         f"{summary['architectures']} architectures; predicted on the {summary['split']} split; supernet seeds "
