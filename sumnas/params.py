@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sumnas import files
 from sumnas.batchnorm import CalibrationSettings
+from sumnas.benchmark.pool import listed
 from sumnas.benchmark.settings import BenchmarkSettings
 from sumnas.errors import UserError
 from sumnas.evaluation import EvaluationSettings
@@ -237,13 +238,17 @@ def _combinations(params: Params) -> list[str]:
             )
     pool = params.benchmark.pool
     if params.benchmark.source == "pool":
-        if pool.architectures > space.size:
+        wanted = pool.architectures
+        if isinstance(wanted, list):
+            try:
+                wanted = len(listed(space, wanted))
+            except UserError as error:
+                return [*problems, str(error)]
+        if wanted > space.size:
+            problems.append(f"benchmark.pool.architectures = {wanted}: the space has only {space.size} architectures")
+        if params.sampling.strategy == "macs" and params.sampling.count > wanted:
             problems.append(
-                f"benchmark.pool.architectures = {pool.architectures}: the space has only {space.size} architectures"
-            )
-        if params.sampling.strategy == "macs" and params.sampling.count > pool.architectures:
-            problems.append(
-                f"sampling.count = {params.sampling.count}: the benchmark has only {pool.architectures} architectures "
+                f"sampling.count = {params.sampling.count}: the benchmark has only {wanted} architectures "
                 "(benchmark.pool.architectures)"
             )
     return problems

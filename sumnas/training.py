@@ -82,8 +82,13 @@ def assemble(
     method: Method = module_of(strategy).METHOD(supernet, method_settings, 1, seed)
     batches, heldout = batches_for(method, data, settings, seed)
     # The method says what a step takes, which says how many steps there are: only now can it be told.
-    method.total_steps = settings.epochs * batches.steps
+    method.total_steps = epochs_of(method_settings, settings) * batches.steps
     return method, batches, heldout
+
+
+def epochs_of(method_settings: BaseModel, settings: SupernetSettings) -> int:
+    """Return the method's own number of epochs, or everyone's."""
+    return getattr(method_settings, "epochs", None) or settings.epochs
 
 
 def batches_for(

@@ -29,7 +29,8 @@ def main(job: Job) -> str:
     supernet.to(device=job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     method, batches, heldout = training.assemble(supernet, prepared, settings, method_settings, job.seed)
     progress = training.Progress()
-    bar = Progress(f"train_supernet {job.names['run']}", settings.epochs * batches.steps)
+    epochs = training.epochs_of(method_settings, settings)
+    bar = Progress(f"train_supernet {job.names['run']}", epochs * batches.steps)
     inputs = (job.path(PREPARED) / "manifest.json", job.path(METHOD))
     code = (f"sumnas/methods/{method_settings.strategy}.py",)
     with Work("train_supernet", job.digest(job.seed, inputs=inputs, code=code)) as work:
@@ -44,9 +45,7 @@ def main(job: Job) -> str:
             work.stop_if_asked()
 
         probe = probes(space, supernet, prepared, settings, job.seed) if settings.probes else None
-        history = training.train(
-            method, batches, heldout, settings.epochs, probe, settings.probe_every, progress, on_step
-        )
+        history = training.train(method, batches, heldout, epochs, probe, settings.probe_every, progress, on_step)
         files.write_csv(job.path(HISTORY), training.columns(history), history)
         metadata = {
             "space": job.params.space.model_dump(mode="json"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,15 +21,29 @@ Row = dict[str, str | int | float]
 
 
 def draw(space: Space, settings: PoolSettings) -> list[Architecture]:
-    """Draw the pool uniformly from the connected architectures, without repetition.
+    """Return the pool that is listed, or draw it uniformly from the connected architectures, without repetition.
 
     Not evenly in MACs: where a space has few distinct MACs, as NAS-Bench-201 has, MACs would become the ranking.
     """
+    if isinstance(settings.architectures, list):
+        return listed(space, settings.architectures)
     rng = seeding.numpy_stream(settings.seed, "pool")
     try:
         return draw_uniform(space.layers, len(space.candidates), settings.architectures, rng, space.connected)
     except ValueError as error:
         raise UserError(f"benchmark.pool.architectures = {settings.architectures}: {error}") from None
+
+
+def listed(space: Space, texts: Sequence[str]) -> list[Architecture]:
+    """Decode a pool given by its strings; UserError where one is not of the space, or comes twice."""
+    try:
+        architectures = [space.decode(text) for text in texts]
+    except ValueError as error:
+        raise UserError(f"benchmark.pool.architectures: {error}") from None
+    if len(set(architectures)) < len(architectures):
+        twice = next(a for a in architectures if architectures.count(a) > 1)
+        raise UserError(f"benchmark.pool.architectures: {space.encode(twice)} comes twice")
+    return architectures
 
 
 def share(architectures: list[Architecture], shard: int, shards: int) -> list[Architecture]:

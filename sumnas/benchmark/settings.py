@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,7 +14,9 @@ class PoolSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    architectures: int = Field(ge=2, description="drawn uniformly from those whose output depends on the input")
+    architectures: Annotated[int, Field(ge=2)] | Annotated[list[str], Field(min_length=2)] = Field(
+        description="how many are drawn uniformly from those whose output depends on the input, or their strings"
+    )
     seeds: list[int] = Field(min_length=1, description="several tell how reliable the accuracies are")
     seed: int = Field(0, ge=0, description="of the draw")
     recipe: Recipe

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from sumnas import seeding
@@ -18,6 +19,16 @@ from sumnas.data import Batch
 from sumnas.errors import UserError
 from sumnas.schedules import factor
 from sumnas.spaces.base import Supernet
+
+
+class MethodSettings(BaseModel):
+    """What every block of `methods` may hold; a strategy's own `Settings` add to it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strategy: str
+    epochs: int | None = Field(None, ge=1, description="instead of supernet.epochs: comparisons at equal passes")
+
 
 Rounds = Sequence[Sequence[Batch]]
 """The training batches of one step: a list of rounds, each with one batch per stream."""

@@ -7,20 +7,18 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from sumnas.data import Batch
-from sumnas.methods.base import GradientMethod, Rounds
+from sumnas.methods.base import GradientMethod, MethodSettings, Rounds
 from sumnas.paths import strictly_fair_paths
 from sumnas.schedules import Schedule
 from sumnas.spaces.base import Supernet
 
 
-class Settings(BaseModel):
+class Settings(MethodSettings):
     """A block of `methods` with `strategy: fairnas`. The defaults are what SUMNAS's table 1 uses (App. D)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     strategy: Literal["fairnas"]
     learning_rate: float = Field(0.2, gt=0)

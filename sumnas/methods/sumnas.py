@@ -6,21 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from sumnas.adaptation import Buffers, adapt
 from sumnas.data import Batch
-from sumnas.methods.base import Method, Rounds
+from sumnas.methods.base import Method, MethodSettings, Rounds
 from sumnas.paths import strictly_fair_paths
 from sumnas.schedules import Schedule, factor
 from sumnas.spaces.base import Supernet
 
 
-class Settings(BaseModel):
+class Settings(MethodSettings):
     """A block of `methods` with `strategy: sumnas`. The defaults are the paper's for CIFAR-10 (table 6, App. D)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     strategy: Literal["sumnas"]
     adaptation_steps: int = Field(ge=1, description="k: SGD steps of every path before the outer update")
