@@ -27,6 +27,11 @@ class SearchSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     strategy: Literal["evolution", "exhaustive"]
+    memoise: Literal["operations", "function"] = Field(
+        "operations",
+        description="exhaustive: scored once are architectures that run the same operations (equal bit by bit), or "
+        "that sum the same terms (equal up to rounding)",
+    )
     limits: tuple[Limit, ...] = Field(
         min_length=1, description="one search each: at most so many million MACs; null is no limit"
     )

@@ -8,7 +8,7 @@ from sumnas import files, seeding
 from sumnas.batchnorm import set_statistics
 from sumnas.benchmark import table
 from sumnas.errors import UserError
-from sumnas.evaluation import evaluate
+from sumnas.evaluation import Fit, evaluate
 from sumnas.progress import Progress
 from sumnas.ranking import predictors, rank_measures
 from sumnas.reliability import perfect_predictor_tau, split_half_tau
@@ -24,7 +24,9 @@ def main(job: Job) -> str:
     """Write predictions.csv, metrics.json and scatter.svg under results/ranking/<run>/."""
     space, settings, evaluation = job.space(), job.params.ranking, job.params.evaluation
     supernet, architectures = inputs.supernet(job, space), inputs.samples(job, space)
-    split = job.data(space).split(evaluation.split)
+    data = job.data(space)
+    split = data.split(evaluation.split)
+    fit = Fit(data, evaluation)
     statistics, _ = files.read_tensors(job.path(STATISTICS))
     known = table.read(job.path(TABLE), space)
     index = {a: i for i, a in enumerate(known.architectures)}
@@ -36,6 +38,7 @@ def main(job: Job) -> str:
     scores = []
     for number, architecture in enumerate(architectures, 1):
         network = space.extract(supernet, architecture)
+        fit(network)
         set_statistics(network, statistics[space.encode(architecture)].to(job.device))
         scores.append(evaluate(network, split, evaluation.batch_size))
         bar.update(number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sumnas import files
 from sumnas.batchnorm import get_statistics, recalibrate
-from sumnas.evaluation import calibration_batches
+from sumnas.evaluation import Fit, calibration_batches
 from sumnas.progress import Progress
 from workflow import inputs
 from workflow.stage import Job, execute
@@ -14,12 +14,14 @@ from workflow.stages import STATISTICS
 def main(job: Job) -> str:
     """Write results/calibrated/<run>/statistics.safetensors: [2, channels] means and variances by architecture."""
     space = job.space()
-    batches = calibration_batches(job.data(space), job.params.calibration)
+    data = job.data(space)
+    batches, fit = calibration_batches(data, job.params.calibration), Fit(data, job.params)
     supernet, architectures, path = inputs.supernet(job, space), inputs.samples(job, space), job.path(STATISTICS)
     bar = Progress(f"recalibrate_bn {job.names['run']}", len(architectures))
     statistics = {}
     for number, architecture in enumerate(architectures, 1):
         network = space.extract(supernet, architecture)
+        fit(network)
         recalibrate(network, batches)
         statistics[space.encode(architecture)] = get_statistics(network)
         bar.update(number)

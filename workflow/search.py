@@ -87,8 +87,10 @@ def exhaustive(job: Job, space: Space) -> tuple[list[Found], list[dict[str, obje
     rows = [row for path in job.paths(SCORES) for row in files.read_csv(path, ("architecture", "predicted", "macs"))]
     if not rows:
         raise UserError("results/scores: no scores, though search.strategy is exhaustive; run score again")
-    architectures = [space.decode(row["architecture"]) for row in rows]
-    predicted, macs = (np.array([float(row[name]) for row in rows]) for name in ("predicted", "macs"))
+    # In the space's order, so that ties fall the same way however the scores were split into shards.
+    scored = sorted((space.decode(row["architecture"]), float(row["predicted"]), float(row["macs"])) for row in rows)
+    architectures = [architecture for architecture, _, _ in scored]
+    predicted, macs = (np.array([entry[i] for entry in scored]) for i in (1, 2))
     return best_under_limits(architectures, predicted, macs, job.params.search.limits), [], len(rows)
 
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 COMPUTE = ("run.threads", "run.device")
 """What every stage that computes depends on: both change rounding."""
 
+FIT = ("evaluation.adaptation_steps", "evaluation.adaptation_learning_rate", "evaluation.adaptation_batch_size")
+"""How sub-models are fitted before they are scored; the rest of `evaluation` does not change their statistics."""
+
 PREPARED = "data/prepared"
 SHARD = "results/benchmark/shards/{shard}.csv"
 TABLE = "results/benchmark/table.csv"
@@ -67,7 +70,7 @@ STAGES = {
         Stage(
             "recalibrate_bn",
             ("method", "seed"),
-            (*COMPUTE, "space", "calibration"),
+            (*COMPUTE, "space", "calibration", *FIT),
             (PREPARED, WEIGHTS, SAMPLES),
             (STATISTICS,),
         ),
@@ -81,7 +84,7 @@ STAGES = {
         Stage(
             "score",
             ("method", "seed", "shard"),
-            (*COMPUTE, "run.shards", "space", "calibration", "evaluation", "search.strategy"),
+            (*COMPUTE, "run.shards", "space", "calibration", "evaluation", "search.strategy", "search.memoise"),
             (PREPARED, WEIGHTS),
             (SCORES,),
         ),

@@ -7,9 +7,9 @@ import importlib
 import itertools
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -94,9 +94,20 @@ class Space(ABC):
     def connected(self, architecture: Architecture) -> bool:
         """Whether the output depends on the input at all."""
 
+    def equivalence(self, architecture: Architecture, *, flatten: bool = False) -> Hashable:
+        """Return a key that architectures share only if they give the same logits, whatever the weights.
+
+        Equal keys run the very same operations, so logits are equal bit by bit; with `flatten` also those that sum
+        the same terms in another order, equal up to rounding. A space that knows of none keeps them all apart.
+        """
+        return architecture
+
     @abstractmethod
-    def supernet(self) -> Supernet:
-        """Build a supernet, initialised from torch's global stream (see seeding.scoped)."""
+    def supernet(self, *, track: bool = False) -> Supernet:
+        """Build a supernet, initialised from torch's global stream (see seeding.scoped).
+
+        With `track` its normalisation layers hold running statistics: see `tracked`.
+        """
 
     @abstractmethod
     def network(self, architecture: Architecture) -> nn.Module:
@@ -130,18 +141,35 @@ class Space(ABC):
         """
         with torch.device("meta"):
             network = self.network(architecture)
-        weights = supernet.state_dict()
-        own = {name: weights[name] for name in network.state_dict() if name in weights}
-        network.load_state_dict(own, strict=False, assign=True)
-        device = supernet.shared[0].device
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
-                module.running_mean = torch.zeros(module.num_features, device=device)
-                module.running_var = torch.ones(module.num_features, device=device)
-                module.num_batches_tracked = torch.zeros((), dtype=torch.long, device=device)
-        for parameter in network.parameters():
-            parameter.requires_grad_(False)
-        return network
+        return _adopt(network, supernet)
+
+    def tracked(self, supernet: Supernet) -> Supernet:
+        """Return a supernet on the same weight tensors with running statistics of its own, for scoring many.
+
+        It runs any sub-model, to be recalibrated anew for each; `extract` builds a network per sub-model instead.
+        """
+        with torch.device("meta"):
+            network = self.supernet(track=True)
+        return _adopt(network, supernet)
+
+
+Built = TypeVar("Built", bound=nn.Module)
+
+
+def _adopt(network: Built, supernet: Supernet) -> Built:
+    """Give a network built on the meta device the supernet's tensors, and fresh statistics."""
+    weights = supernet.state_dict()
+    own = {name: weights[name] for name in network.state_dict() if name in weights}
+    network.load_state_dict(own, strict=False, assign=True)
+    device = supernet.shared[0].device
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+            module.running_mean = torch.zeros(module.num_features, device=device)
+            module.running_var = torch.ones(module.num_features, device=device)
+            module.num_batches_tracked = torch.zeros((), dtype=torch.long, device=device)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return network
 
 
 def names() -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -52,19 +52,36 @@ class Step(NamedTuple):
 def plan(architecture: Architecture) -> tuple[Step, ...]:
     """Return the edges a cell has to run, in order.
 
-    Left out are only edges whose output cannot reach node 3. An edge fed by an all-zero node stays: ReLU-Conv-BN of
-    zeros is the normalisation's shift, not zero.
+    Left out are edges whose output cannot reach node 3, and the identity or pool of an all-zero node, which is zero.
+    A convolution of an all-zero node stays: ReLU-Conv-BN of zeros is the normalisation's shift, not zero.
     """
+    filled, steps = {0}, []
+    for edge, (source, target) in enumerate(EDGES):  # in the order of the targets
+        operator = architecture[edge]
+        if operator in (CONV1, CONV3) or (operator in (SKIP, POOL) and source in filled):
+            filled.add(target)
+            steps.append(Step(edge, operator, source, target))
     useful = {3}
-    for edge in reversed(range(len(EDGES))):
-        source, target = EDGES[edge]
-        if architecture[edge] != NONE and target in useful:
-            useful.add(source)
-    return tuple(
-        Step(edge, architecture[edge], source, target)
-        for edge, (source, target) in enumerate(EDGES)
-        if architecture[edge] != NONE and target in useful
-    )
+    for step in reversed(steps):
+        if step.target in useful:
+            useful.add(step.source)
+    return tuple(step for step in steps if step.target in useful)
+
+
+def terms(architecture: Architecture) -> tuple[Any, ...]:
+    """Return what node 3 sums, written out: identities replaced by what their source sums, terms in sorted order.
+
+    A term is the input, a pool of terms, or one edge's convolution of terms.
+    """
+    sums: dict[int, tuple[Any, ...]] = {0: ("input",), 1: (), 2: (), 3: ()}
+    for step in plan(architecture):
+        source = sums[step.source]
+        if step.operator == SKIP:
+            new: tuple[Any, ...] = source
+        else:
+            new = ((step.operator, step.edge if step.operator != POOL else None, source),)
+        sums[step.target] = tuple(sorted(sums[step.target] + new, key=repr))
+    return sums[3]
 
 
 class Cell(nn.Module):
@@ -87,9 +104,7 @@ class Cell(nn.Module):
         nodes: list[Tensor | None] = [x, None, None, None]
         for edge, operator, source, target in steps:
             node = nodes[source]
-            if node is None:  # an all-zero node: the identity and the pool pass zeros on, a convolution does not
-                if operator in (SKIP, POOL):
-                    continue
+            if node is None:  # an all-zero node, into a convolution
                 node = torch.zeros_like(x)
             value = node if operator == SKIP else self.operators[edge][operator](node)
             present = nodes[target]
@@ -186,9 +201,13 @@ class NASBench201(Space):
                 reached.add(target)
         return 3 in reached
 
-    def supernet(self) -> Network:
+    def equivalence(self, architecture: Architecture, *, flatten: bool = False) -> Hashable:
+        """Return what a cell runs (10,405 cases), or with `flatten` what it sums (8,720 cases)."""
+        return terms(architecture) if flatten else plan(architecture)
+
+    def supernet(self, *, track: bool = False) -> Network:
         """Build a supernet with all five operators on every edge."""
-        return Network(self.settings, [range(len(OPERATORS))] * len(EDGES), track=False)
+        return Network(self.settings, [range(len(OPERATORS))] * len(EDGES), track=track)
 
     def network(self, architecture: Architecture) -> Network:
         """Build one stand-alone network."""

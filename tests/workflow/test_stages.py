@@ -166,6 +166,7 @@ def test_every_stage_declares_the_blocks_it_reads() -> None:
         "job.device": {"device"}, "job.data(": {"device"}, "job.space()": {"space"},
         "inputs.supernet(": {"space", "device"}, "inputs.predictor(": {"space", "device", "calibration", "evaluation"},
         "job.paths(": {"shards"},
+        "Fit(data, job.params)": {f"adaptation_{key}" for key in ("steps", "learning_rate", "batch_size")},
     }  # fmt: skip
     for name, stage in STAGES.items():
         text = (ROOT / f"workflow/{name}.py").read_text()
@@ -175,7 +176,7 @@ def test_every_stage_declares_the_blocks_it_reads() -> None:
         declared = set()
         for block in stage.blocks:
             head, _, tail = block.partition(".")
-            declared.add(tail if head in ("run", "search") and tail else head)
+            declared.add(tail if head in ("run", "search", "evaluation") and tail else head)
         declared = {"method" if b == "methods" and name != "summarize" else b for b in declared}
         assert used == declared - {"threads"}, name
         # Whoever computes fixes the number of threads, which changes rounding.
