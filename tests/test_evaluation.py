@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -311,3 +313,32 @@ def test_schedules() -> None:
     assert [factor("constant", t) for t in (0.0, 0.3, 1.0)] == [1.0] * 3
     for t, expected in ((0.0, 1.0), (1 / 3, 0.75), (0.5, 0.5), (2 / 3, 0.25), (1.0, 0.0)):
         assert factor("cosine", t) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 8, 9])
+def test_a_training_that_goes_on_gives_the_same_bytes(
+    tiny_space: NASBench201, digits: Prepared, stop: int, tmp_path: Path
+) -> None:
+    how = recipe(epochs=3, batch_size=200, augmentation=Augmentation(flip=True, crop_padding=1))  # 4 steps an epoch
+    losses: list[float] = []
+    whole = train_network(tiny_space, ARCHITECTURE, digits, how, 3, lambda _epoch, loss: losses.append(loss))
+    steps, again = 0, losses[: (stop - 1) // 4]
+
+    class Stop(Exception):
+        pass
+
+    def on_step(capture: Callable[[], dict[str, Any]]) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == stop:
+            torch.save(capture(), tmp_path / "state.pt")
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_network(tiny_space, ARCHITECTURE, digits, how, 3, on_step=on_step)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed = train_network(
+        tiny_space, ARCHITECTURE, digits, how, 3, lambda _epoch, loss: again.append(loss), state=state
+    )
+    assert bytes_of(resumed.network) == bytes_of(whole.network) and resumed.scores == whole.scores
+    assert again == losses

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from sumnas import files
-from sumnas.checkpoint import Work
 from sumnas.progress import Progress
 from sumnas.spaces.base import Architecture, Space
 from workflow import inputs
@@ -32,8 +31,7 @@ def main(job: Job) -> str:
     predictor = inputs.predictor(job, space)
     bar = Progress(f"score {job.names['run']} {job.names['shard']}", len(share))
     values: list[float] = []
-    digest = job.digest(job.names["shard"], inputs=(job.path(PREPARED) / "manifest.json", job.path(WEIGHTS)))
-    with Work("score", digest) as work:
+    with job.work(job.names["shard"], inputs=(job.path(PREPARED) / "manifest.json", job.path(WEIGHTS))) as work:
         for first in range(0, len(share), BLOCK):
             block = [group[0] for group in share[first : first + BLOCK]]
             values += work.remember(f"block {first}", lambda block=block: [predictor(a).accuracy for a in block])  # type: ignore[misc]

@@ -6,7 +6,6 @@ import numpy as np
 
 from sumnas import files
 from sumnas.benchmark import table
-from sumnas.checkpoint import Work
 from sumnas.errors import UserError
 from sumnas.progress import Progress
 from sumnas.search import Found, Scores, best_under_limits, evolve_under_limits
@@ -63,8 +62,7 @@ def evolutionary(job: Job, space: Space) -> tuple[list[Found], list[dict[str, ob
     total = len(settings.limits) * (settings.generations + 1)
     bar = Progress(f"search {job.names['run']}", total)
     rows: list[dict[str, object]] = []
-    digest = job.digest(inputs=(job.path(PREPARED) / "manifest.json", job.path(WEIGHTS)))
-    with Work("search", digest) as work:
+    with job.work(inputs=(job.path(PREPARED) / "manifest.json", job.path(WEIGHTS))) as work:
 
         def score(architecture: Architecture) -> float:
             return work.remember(space.encode(architecture), lambda: predictor(architecture).accuracy)

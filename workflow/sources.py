@@ -26,6 +26,7 @@ OBSERVERS = frozenset(
         "sumnas/methods/__init__.py",
         "sumnas/spaces/__init__.py",
         "workflow/__init__.py",
+        "workflow/engine.py",
         "workflow/sources.py",
         "workflow/stage.py",
         "workflow/stages.py",

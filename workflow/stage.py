@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from sumnas import files
 from sumnas.errors import UserError
-from workflow import sources
+from workflow import engine, sources
 from workflow.stages import STAGES, Stage
 
 if TYPE_CHECKING:
+    from sumnas.checkpoint import Work
     from sumnas.data import Prepared
     from sumnas.params import Params
     from sumnas.spaces.base import Space
@@ -33,6 +34,7 @@ class Job:
     stage: Stage
     params: Params
     names: dict[str, str]
+    accept_code_change: bool = False
 
     def path(self, template: str, **names: object) -> Path:
         """Return the path of one of this job's files; `names` replace the job's own."""
@@ -71,16 +73,29 @@ class Job:
         data.check_fits(prepared, space)
         return prepared
 
-    def digest(self, *parts: object, inputs: tuple[Path, ...] = (), code: tuple[str, ...] = ()) -> str:
-        """Return the digest that keys work in progress: settings, the inputs' content, the sources, and `parts`."""
+    def work(
+        self, *parts: object, inputs: tuple[Path, ...] = (), code: tuple[str, ...] = (), wait: bool = False
+    ) -> Work:
+        """Return the folder of this job's work in progress, to be entered.
+
+        Its digest covers the settings, the inputs' content, the sources, `parts` and further `code`.
+        """
+        from sumnas.checkpoint import Work
+
         names = {*sources.of_stage(self.stage.name, self._space_name()), *code}
-        return files.digest(
-            {
-                "params": self.params.plain(),
-                "inputs": [files.sha256(path) for path in inputs],
-                "sources": [files.sha256(sources.ROOT / name) for name in sorted(names)],
-                "parts": [str(part) for part in parts],
-            }
+        about: dict[str, Any] = {
+            "params": self.params.plain(),
+            "inputs": [files.sha256(path) for path in inputs],
+            "parts": [str(part) for part in parts],
+        }
+        settings = files.digest(about)
+        about["sources"] = [files.sha256(sources.ROOT / name) for name in sorted(names)]
+        return Work(
+            self.stage.name,
+            files.digest(about),
+            wait=wait,
+            settings=settings,
+            accept_code_change=self.accept_code_change,
         )
 
     def _space_name(self) -> str | None:
@@ -99,6 +114,7 @@ def execute(name: str, main: Callable[[Job], str]) -> None:
     from sumnas.progress import say
 
     started = time.time()
+    engine.watch()
     stage = STAGES[name]
     arguments = _arguments(stage)
     try:
@@ -133,6 +149,11 @@ def _arguments(stage: Stage) -> argparse.Namespace:
         parser.add_argument("--method", required=True, help="a block of `methods`, such as sumnas-k2")
     if "shard" in stage.per:
         parser.add_argument("--shard", required=True, type=int, help="which share of the work: 0, 1, ...")
+    if stage.resumes:
+        parser.add_argument(
+            "--accept-code-change", action="store_true",
+            help="go on from a checkpoint that other source files have begun, if settings and inputs are the same",
+        )  # fmt: skip
     return parser.parse_args()
 
 
@@ -157,7 +178,7 @@ def _job(stage: Stage, arguments: argparse.Namespace) -> Job:
         import torch
 
         torch.set_num_threads(chosen.threads)
-    return Job(stage, chosen, names)
+    return Job(stage, chosen, names, getattr(arguments, "accept_code_change", False))
 
 
 def _write_run_file(job: Job, started: float) -> None:

@@ -45,6 +45,11 @@ class Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
+    @property
+    def resumes(self) -> bool:
+        """Whether it trains or scores, and goes on from where an earlier call was stopped."""
+        return "run.threads" in self.blocks
+
 
 STAGES = {
     stage.name: stage

@@ -7,7 +7,7 @@ import torch
 
 from sumnas import files, seeding, training
 from sumnas.batchnorm import recalibrate
-from sumnas.checkpoint import Work
+from sumnas.checkpoint import CHECKPOINT_SECONDS
 from sumnas.data import Prepared
 from sumnas.evaluation import evaluate
 from sumnas.paths import uniform_path
@@ -15,8 +15,6 @@ from sumnas.progress import Progress, say
 from sumnas.spaces.base import Architecture, Space, Supernet
 from workflow.stage import Job, execute
 from workflow.stages import HISTORY, METHOD, PREPARED, WEIGHTS
-
-CHECKPOINT_SECONDS = 60.0
 
 
 def main(job: Job) -> str:
@@ -33,8 +31,8 @@ def main(job: Job) -> str:
     bar = Progress(f"train_supernet {job.names['run']}", epochs * batches.steps)
     inputs = (job.path(PREPARED) / "manifest.json", job.path(METHOD))
     code = (f"sumnas/methods/{method_settings.strategy}.py",)
-    with Work("train_supernet", job.digest(job.seed, inputs=inputs, code=code)) as work:
-        if (state := work.load(say)) is not None:
+    with job.work(job.seed, inputs=inputs, code=code) as work:
+        if (state := work.load()) is not None:
             progress = training.restore(method, state)
             say(f"going on from step {method.done_steps} of {method.total_steps}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sumnas import files, seeding
 from sumnas.benchmark.settings import PoolSettings
@@ -58,22 +59,28 @@ def train_share(
     settings: PoolSettings,
     remember: Callable[[str, Callable[[], Row]], Row] = lambda _key, make: make(),
     on_done: Callable[[int], None] = lambda _done: None,
+    resume: Callable[[str], dict[str, Any]] = lambda _key: {},
 ) -> list[Row]:
     """Train each architecture with every seed; return the rows of a shard.
 
     `remember(key, make)` may give a row that was made earlier; `on_done` gets the number of rows so far.
+    `resume(key)` gives `state` and `on_step` of `train_network`.
     """
     rows: list[Row] = []
     for architecture in architectures:
         for seed in settings.seeds:
-            make = partial(_train_one, space, architecture, data, settings, seed)
-            rows.append(remember(f"{space.encode(architecture)} {seed}", make))
+            key = f"{space.encode(architecture)} {seed}"
+            make = partial(_train_one, space, architecture, data, settings, seed, partial(resume, key))
+            rows.append(remember(key, make))
             on_done(len(rows))
     return rows
 
 
-def _train_one(space: Space, architecture: Architecture, data: Prepared, settings: PoolSettings, seed: int) -> Row:
-    scores = train_network(space, architecture, data, settings.recipe, seed).scores
+def _train_one(
+    space: Space, architecture: Architecture, data: Prepared, settings: PoolSettings, seed: int,
+    resume: Callable[[], dict[str, Any]],
+) -> Row:  # fmt: skip
+    scores = train_network(space, architecture, data, settings.recipe, seed, **resume()).scores
     return {
         "architecture": space.encode(architecture),
         "seed": seed,
