@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-CHECKPOINT_SECONDS = 60.0
-"""Between two checkpoints of a training."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -36,6 +34,15 @@ class Interrupted(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; run the same command again to go on from here")
         self.number = number
+
+
+def interval() -> float:
+    """Return the seconds between two checkpoints of a training: $SUMNAS_CHECKPOINT_SECONDS, or 60."""
+    text = os.environ.get("SUMNAS_CHECKPOINT_SECONDS") or "60"
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"SUMNAS_CHECKPOINT_SECONDS = {text!r}: must be a number of seconds, such as 60") from None
 
 
 def root() -> Path:
@@ -55,6 +62,7 @@ class Work:
         self.folder = root() / stage / digest[:32]
         self.wait, self.settings, self.accept_code_change = wait, settings, accept_code_change
         self.signalled: int | None = None
+        self.interval = interval()
         self._saved_at = time.monotonic()
 
     def __enter__(self) -> Work:
@@ -96,9 +104,9 @@ class Work:
         if self.signalled is not None:
             raise Interrupted(self.signalled)
 
-    def due(self, seconds: float) -> bool:
-        """Whether a signal has arrived, or the last checkpoint is older than `seconds`."""
-        return self.signalled is not None or time.monotonic() - self._saved_at > seconds
+    def due(self) -> bool:
+        """Whether a signal has arrived, or the last checkpoint is old enough for the next."""
+        return self.signalled is not None or time.monotonic() - self._saved_at > self.interval
 
     def _adopt(self) -> None:
         """Take over the newest work of the same settings and inputs that other source files have begun."""
@@ -145,12 +153,12 @@ class Work:
             say(f"{path}: damaged checkpoint, passed over")
         return None
 
-    def resumable(self, key: str, seconds: float = CHECKPOINT_SECONDS) -> dict[str, Any]:
+    def resumable(self, key: str) -> dict[str, Any]:
         """Return `state` and `on_step` for a training that this work's checkpoint is for: see `train_network`."""
         kept = self.load()
 
         def on_step(capture: Callable[[], dict[str, Any]]) -> None:
-            if self.due(seconds):
+            if self.due():
                 self.save({"key": key, "state": capture()})
             self.stop_if_asked()
 

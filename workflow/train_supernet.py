@@ -7,7 +7,6 @@ import torch
 
 from sumnas import files, seeding, training
 from sumnas.batchnorm import recalibrate
-from sumnas.checkpoint import CHECKPOINT_SECONDS
 from sumnas.data import Prepared
 from sumnas.evaluation import evaluate
 from sumnas.paths import uniform_path
@@ -38,7 +37,7 @@ def main(job: Job) -> str:
 
         def on_step(now: training.Progress) -> None:
             bar.update(now.epoch * batches.steps + now.step, f"loss {now.loss:.3f}")
-            if work.due(CHECKPOINT_SECONDS):
+            if work.due():
                 work.save(training.capture(method, now))
             work.stop_if_asked()
 
