@@ -198,8 +198,9 @@ def test_a_mistake_in_params_yaml_is_named(change: dict[str, Any], message: str,
 
 
 def test_an_official_file_needs_its_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(params.spaces, "build", lambda _settings: SPACE)
     loaded = params.load(ROOT / "params.yaml")
+    space = params.spaces.build(loaded.space)
+    monkeypatch.setattr(params.spaces, "build", lambda _settings: space)
     names = [*params.BLOCKS, *params.DYNAMIC]
     blocks = {name: getattr(loaded, name) for name in names}
     blocks["benchmark"] = BenchmarkSettings.model_validate({"source": "nats", "nats": {"path": "x"}})
