@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sumnas.benchmark import importers, pool, table
 from sumnas.benchmark.official import Imported
-from sumnas.progress import Progress
+from sumnas.progress import Progress, say
 from workflow.stage import Job, execute
 from workflow.stages import SHARD, TABLE
 
@@ -18,6 +18,8 @@ def main(job: Job) -> str:
     if settings.source == "pool":
         imported = Imported(pool.merge(job.paths(SHARD), space, settings.pool))
     else:
+        if settings.source == "nasbench201":  # one long call of torch, which cannot tell how far it is
+            say(f"build_benchmark: reading {settings.nasbench201.path} whole takes about three minutes per GB")
         bar = Progress("build_benchmark", space.size)
         imported = importers.read(settings, space, lambda done, total: _show(bar, done, total))
     if settings.costs:

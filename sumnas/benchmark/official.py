@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from sumnas.benchmark.settings import OfficialSettings
+from sumnas.benchmark.settings import SETS, OfficialSettings
 from sumnas.errors import UserError
 from sumnas.spaces.base import Architecture, Space
 
@@ -46,7 +46,7 @@ def index_architectures(strings: Any, space: Space, source: str) -> list[Archite
     try:
         architectures = [space.decode(text) for text in strings]
     except ValueError as error:
-        raise UserError(f"{source}: meta_archs: {error}") from None
+        raise UserError(f"{source}: meta_archs: {str(error)[:200]}") from None
     if len(set(architectures)) < len(architectures):
         raise UserError(f"{source}: meta_archs has an architecture twice")
     return architectures
@@ -81,7 +81,7 @@ def accuracies(state: Any, text: str, settings: OfficialSettings, source: str) -
     except (TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{source}: no record of this benchmark ({type(error).__name__}: {str(error)[:100]})") from None
     if not found:
-        there = ", ".join(name for name in state["dataset_seed"] if isinstance(name, str)) or "none of any data set"
+        there = ", ".join(n for n in dict.fromkeys(n for n, _ in SETS) if state["dataset_seed"].get(n)) or "none at all"
         raise UserError(f"{source}: no result of {settings.dataset} after {settings.epochs} epochs; it has {there}")
     for seed, accuracy in found.items():
         if not math.isfinite(accuracy) or not 0 <= accuracy <= 100:
