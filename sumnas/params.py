@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -198,9 +198,11 @@ def _fields(model: type[BaseModel], location: list[str]) -> list[str]:
     """Return the keys that are valid at a place inside a model."""
     for part in location:
         field = model.model_fields.get(part)
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+        kinds = [] if field is None else [*get_args(field.annotation), field.annotation]  # of `Model | None`, or itself
+        models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not models:
             return []
-        model = field.annotation
+        model = models[0]
     return list(model.model_fields)
 
 
@@ -236,6 +238,8 @@ def _combinations(params: Params) -> list[str]:
             problems.append(
                 f"search.limits = {limit}: no architecture has so few MACs; the smallest has {smallest:.6g} million"
             )
+    if params.benchmark.source in ("nats", "nasbench201") and params.space.name != "nasbench201":
+        problems.append(f"benchmark.source = {params.benchmark.source!r}: needs space.name: nasbench201")
     pool = params.benchmark.pool
     if params.benchmark.source == "pool":
         wanted = pool.architectures

@@ -1,4 +1,4 @@
-"""The benchmark table: from a trained pool and from CSV files."""
+"""The trained pool and the benchmark table."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from sumnas import files
 from sumnas.augmentation import Augmentation
-from sumnas.benchmark import importers, pool, table
-from sumnas.benchmark.settings import PoolSettings, TableSettings
+from sumnas.benchmark import pool, table
+from sumnas.benchmark.settings import PoolSettings
 from sumnas.errors import UserError
 from sumnas.retraining import Recipe
 from sumnas.spaces.nasbench201 import NASBench201, Settings
@@ -59,39 +59,19 @@ def test_shards_merge_into_the_table_in_the_order_of_the_draw(tmp_path: Path) ->
         pool.merge(paths[:1], SPACE, POOL)
 
 
-def test_the_published_table_is_read(shared_data: Path, tmp_path: Path) -> None:
-    settings = TableSettings(
-        path=str(shared_data / "nasbench201.csv"), architecture="arch", accuracy="cifar10_test_acc"
-    )
-    table.write(tmp_path / "table.csv", SPACE, importers.from_csv(settings, SPACE))
-    read = table.read(tmp_path / "table.csv", SPACE)
-    assert len(read.architectures) == 15625
-    best = int(read.accuracy.argmax())
-    assert best == 6111 and round(float(read.accuracy[best]), 4) == 94.3733
-    assert read.per_seed.shape == (15625, 0)
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("|x~0|,90", "line 2: .* has 1 edges"),
-        ("{a},abc", "line 2: could not convert"),
-        ("{a},0.9e3", "not in percent"),
-        ("{a},nan", "not in percent"),
-        ("{a},90\n{a},91", "line 3: .* comes twice"),
-        ("{a}", "line 2: not as many fields"),
-        ("", "no rows"),
-    ],
-)
-def test_a_bad_table_is_refused_by_line(row: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "given.csv"
-    path.write_text("architecture,accuracy\n" + row.replace("{a}", SPACE.encode((1, 2, 3, 4, 0, 1))) + "\n")
-    with pytest.raises(UserError, match=message):
-        importers.from_csv(TableSettings(path=str(path)), SPACE)
-
-
-def test_a_missing_column_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "given.csv"
-    path.write_text("arch,acc\n")
-    with pytest.raises(UserError, match="no column 'architecture'; the file has arch, acc"):
-        importers.from_csv(TableSettings(path=str(path)), SPACE)
+def test_further_costs_are_carried(tmp_path: Path) -> None:
+    drawn = pool.draw(SPACE, POOL)
+    rng = np.random.default_rng(1)
+    truth = {a: {"0": float(rng.uniform(80, 95))} for a in drawn}
+    costs = {a: {"latency_ms": float(rng.uniform(1, 9)), "energy": float(rng.uniform(1, 9))} for a in drawn}
+    path = tmp_path / "table.csv"
+    table.write(path, SPACE, truth, costs)
+    read = table.read(path, SPACE)
+    assert list(read.costs) == ["latency_ms", "energy"] and read.per_seed.shape == (5, 0)
+    assert read.costs["energy"].tolist() == [costs[a]["energy"] for a in drawn]
+    few = read.take([3, 1])
+    assert few.architectures == [drawn[3], drawn[1]]
+    assert few.costs["latency_ms"].tolist() == [costs[drawn[i]]["latency_ms"] for i in (3, 1)]
+    path.write_text(path.read_text().replace(str(costs[drawn[2]]["energy"]), ""))
+    with pytest.raises(UserError, match=r"table\.csv, line 4: an accuracy or a cost is not a number"):
+        table.read(path, SPACE)
