@@ -25,7 +25,7 @@ from sumnas.preparation import DataSettings
 from sumnas.ranking import RankingSettings
 from sumnas.retraining import RetrainSettings
 from sumnas.sampling import SamplingSettings
-from sumnas.search import SearchSettings
+from sumnas.search import LABELS, SearchSettings
 from sumnas.spaces import base as spaces
 from sumnas.training import SupernetSettings
 
@@ -232,12 +232,7 @@ def _combinations(params: Params) -> list[str]:
         space = spaces.build(params.space)
     except ValueError as error:
         return [*problems, str(error)]
-    smallest = space.mac_costs.base + float(space.mac_costs.table.min(1).sum())
-    for limit in params.search.limits:
-        if limit is not None and limit < smallest:
-            problems.append(
-                f"search.limits = {limit}: no architecture has so few MACs; the smallest has {smallest:.6g} million"
-            )
+    problems += _limits(params.search, space)
     if params.benchmark.source in ("nats", "nasbench201") and params.space.name != "nasbench201":
         problems.append(f"benchmark.source = {params.benchmark.source!r}: needs space.name: nasbench201")
     pool = params.benchmark.pool
@@ -255,6 +250,19 @@ def _combinations(params: Params) -> list[str]:
                 f"sampling.count = {params.sampling.count}: the benchmark has only {wanted} architectures "
                 "(benchmark.pool.architectures)"
             )
+    return problems
+
+
+def _limits(search: SearchSettings, space: spaces.Space) -> list[str]:
+    """Return the limits that no architecture meets, as far as the costs are known before the table is."""
+    problems = []
+    if (costs := space.additive(search.cost)) is not None:
+        smallest, label = costs.base + float(costs.table.min(1).sum()), LABELS[search.cost]
+        problems = [
+            f"search.limits = {limit}: no architecture has so few {label}; the smallest has {smallest:.6g} million"
+            for limit in search.limits
+            if limit is not None and limit < smallest
+        ]
     return problems
 
 

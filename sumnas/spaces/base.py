@@ -126,6 +126,10 @@ class Space(ABC):
         """Multiply-adds in millions."""
         return self._costs[0]
 
+    def additive(self, name: str) -> Costs | None:
+        """Return the cost called `name` (macs, params) if it is a sum over layers, else None."""
+        return dict(zip(("macs", "params"), self._costs, strict=True)).get(name)
+
     def macs(self, architecture: Architecture) -> float:
         """Multiply-adds of one image through the stand-alone network, in millions."""
         return self._costs[0].of(architecture)
