@@ -157,7 +157,7 @@ def test_costs_of_a_further_file(tmp_path: Path) -> None:
         ({"source": "nasbench201", "nats": {"path": "x"}}, "there is no block benchmark.nasbench201"),
         ({"source": "table", "table": {"path": "x", "accuracy": "y", "seeds": ["z"]}}, "both accuracy and seeds"),
         ({"source": "table", "table": {"path": "x", "seeds": ["z", "z"]}}, "a column of seeds twice"),
-        ({"source": "table", "table": {"path": "x", "costs": {"Latency (ms)": "y"}}}, "a cost's name is lower case"),
+        ({"source": "table", "table": {"path": "x", "costs": {"Latency (ms)": "y"}}}, "such a name is lower case"),
         (
             {"source": "table", "table": {"path": "x"}, "costs": {"path": "x", "index": "i", "columns": {"ms": "y"}}},
             "costs.index needs table.index",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sumnas import files, seeding
 from sumnas.batchnorm import set_statistics
@@ -10,7 +11,7 @@ from sumnas.benchmark import table
 from sumnas.errors import UserError
 from sumnas.evaluation import Fit, Score, evaluate
 from sumnas.progress import Progress
-from sumnas.ranking import predictors, rank_measures
+from sumnas.ranking import RankingSettings, kendall, predictors, rank_measures
 from sumnas.reliability import perfect_predictor_tau, split_half_tau
 from sumnas.spaces.base import Architecture, Space
 from workflow import inputs
@@ -81,6 +82,7 @@ def write(job: Job, space: Space, sampled: table.Table, scores: list[Score]) -> 
         **measures,
         **predictors(sampled.accuracy, {"macs": sampled.macs, "params": sampled.params}, settings),
         **reliability(sampled, settings.seed),
+        **further(sampled, predicted, settings),
         "submodel_accuracy_mean": float(predicted.mean()),
         "submodel_accuracy_std": float(predicted.std(ddof=1)),
     }
@@ -106,6 +108,23 @@ def reliability(sampled: table.Table, seed: int) -> dict[str, float | int | str 
         "perfect_tau_low": perfect.low,
         "perfect_tau_high": perfect.high,
     }
+
+
+def further(
+    sampled: table.Table, predicted: NDArray[np.float64], settings: RankingSettings
+) -> dict[str, float | int | str | None]:
+    """Return Kendall tau against every further accuracy, over the architectures that have it; nothing is retrained."""
+    result: dict[str, float | int | str | None] = {}
+    for name, accuracy in sampled.further.items():
+        known = np.isfinite(accuracy)
+        measure = kendall(accuracy[known], predicted[known], settings)
+        result |= {
+            f"kendall_tau_on_{name}": measure.value,
+            f"kendall_tau_on_{name}_low": measure.low,
+            f"kendall_tau_on_{name}_high": measure.high,
+            f"architectures_on_{name}": int(known.sum()),
+        }
+    return result
 
 
 def draw(job: Job, rows: list[dict[str, object]], tau: object) -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 from sumnas import files
 from sumnas.benchmark import nasbench201_pth, nats
 from sumnas.benchmark.official import Imported
-from sumnas.benchmark.settings import BenchmarkSettings, CostFileSettings, TableSettings
+from sumnas.benchmark.settings import BenchmarkSettings, CostFileSettings, FurtherSettings, TableSettings
 from sumnas.errors import UserError
 from sumnas.spaces.base import Space
 
 
 def read(
-    settings: BenchmarkSettings, space: Space, on_done: Callable[[int, int], None] = lambda _done, _total: None
+    settings: BenchmarkSettings | FurtherSettings,
+    space: Space,
+    on_done: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Imported:
     """Read true accuracies from the source that the settings name, a pool apart.
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sumnas.retraining import Recipe
 
-COST_NAME = re.compile(r"[a-z][a-z0-9_]*")
-"""Names of further costs: they become columns, and a search limit names them."""
+Value = TypeVar("Value")
+COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]*")
+"""Names of further costs and accuracies: they become columns, and a search limit names them."""
 
 SETS = {
     ("cifar10-valid", "train"): "train",
@@ -121,11 +122,28 @@ class CostFileSettings(BaseModel):
         return _checked(columns)
 
 
-def _checked(costs: dict[str, str]) -> dict[str, str]:
-    for name in costs:
-        if not COST_NAME.fullmatch(name):
-            raise ValueError(f"{name!r}: a cost's name is lower case: letters, digits, '_' ({COST_NAME.pattern})")
-    return costs
+def _checked(named: dict[str, Value]) -> dict[str, Value]:
+    for name in named:
+        if not COLUMN_NAME.fullmatch(name):
+            raise ValueError(f"{name!r}: such a name is lower case: letters, digits, '_' ({COLUMN_NAME.pattern})")
+    return named
+
+
+class FurtherSettings(BaseModel):
+    """Accuracies from a published source, such as those on another data set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Literal["nats", "nasbench201", "table"]
+    nats: OfficialSettings | None = None
+    nasbench201: OfficialSettings | None = None
+    table: TableSettings | None = None
+
+    @model_validator(mode="after")
+    def _source_is_there(self) -> Self:
+        if getattr(self, self.source) is None:
+            raise ValueError(f"source is {self.source!r}, but it has no block {self.source}")
+        return self
 
 
 class BenchmarkSettings(BaseModel):
@@ -139,6 +157,14 @@ class BenchmarkSettings(BaseModel):
     nasbench201: OfficialSettings | None = None
     table: TableSettings | None = None
     costs: CostFileSettings | None = Field(None, description="further costs of all architectures, from a file")
+    further: dict[str, FurtherSettings] = Field(
+        {}, description="further true accuracies, which every ranking is compared with too; by name"
+    )
+
+    @field_validator("further")
+    @classmethod
+    def _names(cls, further: dict[str, FurtherSettings]) -> dict[str, FurtherSettings]:
+        return _checked(further)
 
     @model_validator(mode="after")
     def _source_is_there(self) -> BenchmarkSettings:
