@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sumnas.preparation import DataSettings, prepare
 from sumnas.spaces import nasbench201
 from sumnas.spaces.nasbench201 import NASBench201
 
+os.environ["SUMNAS_TRACKING"] = "off"  # of stages that tests start; test_tracking.py switches it on
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

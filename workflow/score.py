@@ -33,6 +33,7 @@ def main(job: Job) -> str:
     rows: list[dict[str, object]] = []
     digest = job.digest(job.names["shard"], inputs=(job.path(PREPARED) / "manifest.json", job.path(WEIGHTS)))
     with Work("score", digest) as work:
+        job.tracker.resume(work.folder)
         for first in range(0, len(share), BLOCK):
             block = share[first : first + BLOCK]
             values = work.remember(f"block {first}", lambda block=block: [predictor(a).accuracy for a in block])  # type: ignore[misc]

@@ -65,6 +65,7 @@ def evolutionary(job: Job, space: Space) -> tuple[list[Found], list[dict[str, ob
     rows: list[dict[str, object]] = []
     digest = job.digest(inputs=(job.path(PREPARED) / "manifest.json", job.path(WEIGHTS)))
     with Work("search", digest) as work:
+        job.tracker.resume(work.folder)
 
         def score(architecture: Architecture) -> float:
             return work.remember(space.encode(architecture), lambda: predictor(architecture).accuracy)
@@ -75,6 +76,8 @@ def evolutionary(job: Job, space: Space) -> tuple[list[Found], list[dict[str, ob
             row = {name: getattr(generation, name) for name in COLUMNS}
             rows.append({name: "" if value is None else value for name, value in row.items()})
             bar.update(len(rows))
+            limit = "unlimited" if row["limit"] is None else f"{row['limit']:g}M"
+            job.tracker.metrics({f"{name}/{limit}": row[name] for name in COLUMNS[2:]}, row["generation"])
 
         costs = space.mac_costs
         results = evolve_under_limits(settings, scores, costs.table, costs.base, space.connected, on_generation)

@@ -25,6 +25,7 @@ def main(job: Job) -> str:
     bar = Progress("train_references", len(share) * len(settings.pool.seeds))
     manifest = job.path(PREPARED) / "manifest.json"
     with Work("train_references", job.digest(job.names["shard"], inputs=(manifest,))) as work:
+        job.tracker.resume(work.folder)
         rows = pool.train_share(space, share, prepared, settings.pool, work.remember, bar.update)
         files.write_csv(path, pool.COLUMNS, rows)
         work.clear()

@@ -33,6 +33,7 @@ def main(job: Job) -> str:
     inputs = (job.path(PREPARED) / "manifest.json", job.path(METHOD))
     code = (f"sumnas/methods/{method_settings.strategy}.py",)
     with Work("train_supernet", job.digest(job.seed, inputs=inputs, code=code)) as work:
+        job.tracker.resume(work.folder)
         if (state := work.load(say)) is not None:
             progress = training.restore(method, state)
             say(f"going on from step {method.done_steps} of {method.total_steps}")
@@ -45,8 +46,9 @@ def main(job: Job) -> str:
 
         probe = probes(space, supernet, prepared, settings, job.seed) if settings.probes else None
         history = training.train(
-            method, batches, heldout, settings.epochs, probe, settings.probe_every, progress, on_step
-        )
+            method, batches, heldout, settings.epochs, probe, settings.probe_every, progress, on_step,
+            lambda row: job.tracker.metrics(row, row["epoch"]),
+        )  # fmt: skip
         files.write_csv(job.path(HISTORY), training.columns(history), history)
         metadata = {
             "space": job.params.space.model_dump(mode="json"),
