@@ -51,6 +51,18 @@ def digits(digits_folder: Path) -> Prepared:
 
 
 @pytest.fixture(scope="session")
+def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database with an empty experiment, to be copied: making one takes seconds."""
+    from sumnas.tracking.store import Store
+
+    folder = tmp_path_factory.mktemp("fresh")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        Store(folder)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of public benchmark data, <root>/../shared/data."""
     if not SHARED_DATA.is_dir():

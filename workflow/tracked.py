@@ -34,7 +34,8 @@ def run(job: Job) -> Iterator[None]:
         yield
     except BaseException as error:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
-        tracker.tags({"error": f"{type(error).__name__}: {error}"})
+        if not stopped:
+            tracker.tags({"last_error": f"{type(error).__name__}: {error}"})
         tracker.end("KILLED" if stopped else "FAILED")
         raise
     with tracker.careful():

@@ -18,18 +18,18 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from sumnas.tracking import log
-from sumnas.tracking.store import Store, load
+from sumnas.tracking.store import Store, load, uri_of
 
 if TYPE_CHECKING:
     from sumnas.tracking.send import Sender
 
 PAUSE = 1.0
 """Seconds between two looks at the log: what comes faster is sent together."""
-STUCK = 60
+STUCK = 90
 """Seconds after which one sending is given up."""
 ALONE = 180
 """Seconds that a child may live longer than its stage: on a busy machine it gets little time."""
-NICENESS = 10
+NICENESS, LONGEST = 10, 160
 
 
 class Follower:
@@ -111,13 +111,14 @@ def follow(path: Path) -> int:
     except Exception as error:
         signal.alarm(0)
         with contextlib.suppress(OSError):
-            os.write(1, f"{one_line(error)}; {REMEDY}\n".encode())
+            os.write(1, f"{uri_of(Path())}: {one_line(error)}; {REMEDY}\n".encode())
     return 0
 
 
 def one_line(error: Exception) -> str:
-    """Return an error of MLflow's, which may be a page, as the start of a line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """Return the beginning of an error of MLflow's, which may be a page."""
+    first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    return first if len(first) <= LONGEST else f"{first[:LONGEST]}..."
 
 
 def _wait(parent: int, until: float) -> tuple[bool, bool]:

@@ -24,7 +24,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-LOCK_SECONDS = 20.0
+LOCK_SECONDS = 60.0
 
 
 def uri_of(root: Path) -> str:
@@ -56,7 +56,7 @@ class Store:
         database = Path(self.uri.removeprefix(SQLITE)) if self.local else root / DATABASE
         self._lock = filelock.FileLock(f"{database}.lock", timeout=LOCK_SECONDS)
         # Several processes that create the tables at once would make most of them fail.
-        with self.alone():
+        with self.alone_if_local():
             self.client: Any = MlflowClient(self.uri)
             self.experiment = self._experiment()
 

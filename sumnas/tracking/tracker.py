@@ -19,7 +19,7 @@ from sumnas.tracking import log
 from sumnas.tracking.follow import Follower
 
 P = ParamSpec("P")
-SHARE, SECONDS, PATIENCE = 0.05, 10.0, 60.0
+SHARE, SECONDS, PATIENCE = 0.05, 10.0, 120.0
 """A stage waits for its sender for at most this share of its own time, and at most so long; PATIENCE with `wait`."""
 
 
