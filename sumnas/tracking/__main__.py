@@ -69,6 +69,7 @@ def ui(port: int) -> int:
         return _error(f"{uri}: {one_line(error)}")
     print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
     command = ["mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # eight more processes, of no use here
     os.execv(sys.executable, [sys.executable, "-m", *command])
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 EXPERIMENT = "sumnas"
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 SQLITE = "sqlite:///"
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Which pages MLflow shows first: those of training runs, not of language models."""
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default waits 200 s for a server that is not there
@@ -87,7 +89,7 @@ class Store:
             # A server knows better where artifacts go. For SQLite, MLflow's default is again the current directory.
             place = (self.root.resolve() / ARTIFACTS).as_uri() if self.local else None
             try:
-                return str(self.client.create_experiment(EXPERIMENT, artifact_location=place))
+                return str(self.client.create_experiment(EXPERIMENT, artifact_location=place, tags=KIND))
             except Exception:  # somebody on another machine was faster
                 found = self.client.get_experiment_by_name(EXPERIMENT)
                 if found is None:
