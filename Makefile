@@ -6,7 +6,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 READY := $(VENV)/.ready
 
-.PHONY: help setup repro snakemake test test-faults lint types check preset readme clean
+.PHONY: help setup repro snakemake test test-faults lint types check preset readme ui sync clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,12 @@ preset: setup ## write params.yaml from presets/: make preset NAME=quick
 
 readme: setup ## put the results of the default run into README.md
 	@python -m workflow.readme $(or $(NAME),quick)
+
+ui: setup ## look at all runs in MLflow on 127.0.0.1:5000 (make ui PORT=5001)
+	@python -m sumnas.tracking ui --port $(or $(PORT),5000)
+
+sync: setup ## send to MLflow what a stage could not
+	@python -m sumnas.tracking sync
 
 clean: ## delete results and prepared data (not the environment, not the caches)
 	rm -rf results data/prepared

@@ -1,5 +1,6 @@
 # The pipeline for Snakemake: the same stages, commands, settings and files as dvc.yaml (a test compares them).
 # No torch, mlflow or dvc import here: Snakemake parses this file again inside every job.
+import os
 import sys
 
 import yaml
@@ -8,6 +9,8 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, workflow.basedir)
 from workflow.sources import of_stage
 from workflow.stages import STAGES
+
+os.environ["SUMNAS_ENGINE"] = "snakemake"  # for the tags of tracked runs
 
 if config:
     raise WorkflowError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sumnas.preparation import DataSettings, prepare
 from sumnas.spaces import nasbench201
 from sumnas.spaces.nasbench201 import NASBench201
 
+os.environ["SUMNAS_TRACKING"] = "off"  # of stages that tests start; test_tracking.py switches it on
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -46,6 +48,18 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def digits(digits_folder: Path) -> Prepared:
     """The digits in memory; no test may change them."""
     return load(digits_folder)
+
+
+@pytest.fixture(scope="session")
+def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database with an empty experiment, to be copied: making one takes seconds."""
+    from sumnas.tracking.store import Store
+
+    folder = tmp_path_factory.mktemp("fresh")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        Store(folder)
+    return folder / "mlflow.db"
 
 
 @pytest.fixture(scope="session")

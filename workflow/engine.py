@@ -41,7 +41,7 @@ def watch(seconds: float = SECONDS) -> str:
     found = find()
     if found is None:
         return "hand"
-    name, pid, started = found
+    engine, pid, started = found
 
     def look() -> None:
         while not gone.wait(seconds):
@@ -51,7 +51,7 @@ def watch(seconds: float = SECONDS) -> str:
 
     gone = threading.Event()
     threading.Thread(target=look, name="engine-watch", daemon=True).start()
-    return name
+    return engine
 
 
 def _fields(pid: int) -> list[str]:

@@ -56,6 +56,7 @@ def train_once(job: Job, space: Space, prepared: Prepared, text: str) -> tuple[d
 
             def on_epoch(epoch: int, loss: float) -> None:
                 bar.update(epoch + 1, f"loss {loss:.3f}")
+                job.tracker.metrics({f"loss/{text}": loss}, epoch + 1)
 
             trained = train_network(
                 space, space.decode(text), prepared, settings.recipe, settings.seed, on_epoch, **work.resumable(text)

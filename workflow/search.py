@@ -101,6 +101,8 @@ def evolutionary(
             row = {name: getattr(generation, name) for name in COLUMNS}
             rows.append({name: "" if value is None else value for name, value in row.items()})
             bar.update(len(rows))
+            limit = "unlimited" if row["limit"] is None else f"{row['limit']:g}M"
+            job.tracker.metrics({f"{name}/{limit}": row[name] for name in COLUMNS[2:]}, row["generation"])
 
         costs = space.additive(settings.cost) or space.mac_costs
         results = evolve_under_limits(

@@ -20,7 +20,14 @@ OBSERVERS = frozenset(
         "sumnas/plots.py",
         "sumnas/progress.py",
         "sumnas/report.py",
-        "sumnas/tracking.py",
+        "sumnas/tracking/__init__.py",
+        "sumnas/tracking/__main__.py",
+        "sumnas/tracking/follow.py",
+        "sumnas/tracking/log.py",
+        "sumnas/tracking/send.py",
+        "sumnas/tracking/store.py",
+        "sumnas/tracking/sync.py",
+        "sumnas/tracking/tracker.py",
         "sumnas/__init__.py",
         "sumnas/benchmark/__init__.py",
         "sumnas/methods/__init__.py",
@@ -30,6 +37,7 @@ OBSERVERS = frozenset(
         "workflow/sources.py",
         "workflow/stage.py",
         "workflow/stages.py",
+        "workflow/tracked.py",
     }
 )
 """Files that watch, check or draw but make no result: an edit here must not throw away days of training."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sumnas import files
 from sumnas.errors import UserError
-from workflow import engine, sources
+from sumnas.tracking import Tracker
+from workflow import engine, sources, tracked
 from workflow.stages import STAGES, Stage
 
 if TYPE_CHECKING:
@@ -29,12 +31,14 @@ PARAMS = Path("params.yaml")
 
 @dataclass
 class Job:
-    """One call of a stage: its declared settings, and where its files lie."""
+    """One call of a stage: its declared settings, and where its files lie. `tracker` makes no result."""
 
     stage: Stage
     params: Params
     names: dict[str, str]
     accept_code_change: bool = False
+    params_digest: str = ""
+    tracker: Tracker = field(default_factory=Tracker)
 
     def path(self, template: str, **names: object) -> Path:
         """Return the path of one of this job's files; `names` replace the job's own."""
@@ -43,6 +47,14 @@ class Job:
     def paths(self, template: str) -> list[Path]:
         """Return the path of every shard."""
         return [self.path(template, shard=shard) for shard in self.params.shards]
+
+    def beside(self, name: str) -> Path:
+        """Return the path of a file that lies beside the result: nobody's dependency, never compared."""
+        first = self.path(self.stage.outputs[0])
+        if not first.suffix:
+            return first / name
+        alone = "seed" in self.stage.per and "shard" not in self.stage.per
+        return first.with_name(name if alone else f"{first.stem}.{name}")
 
     @property
     def seed(self) -> int:
@@ -73,10 +85,11 @@ class Job:
         data.check_fits(prepared, space)
         return prepared
 
+    @contextlib.contextmanager
     def work(
         self, *parts: object, inputs: tuple[Path, ...] = (), code: tuple[str, ...] = (), wait: bool = False
-    ) -> Work:
-        """Return the folder of this job's work in progress, to be entered.
+    ) -> Iterator[Work]:
+        """Enter the folder of this job's work in progress, with its log of tracked figures.
 
         Its digest covers the settings, the inputs' content, the sources, `parts` and further `code`.
         """
@@ -90,13 +103,16 @@ class Job:
         }
         settings = files.digest(about)
         about["sources"] = [files.sha256(sources.ROOT / name) for name in sorted(names)]
-        return Work(
+        with Work(
             self.stage.name,
             files.digest(about),
             wait=wait,
             settings=settings,
             accept_code_change=self.accept_code_change,
-        )
+        ) as work:
+            if not self.tracker.begun:  # a stage with several pieces of work has one log
+                self.tracker.resume(work.folder)
+            yield work
 
     def _space_name(self) -> str | None:
         try:
@@ -120,8 +136,10 @@ def execute(name: str, main: Callable[[Job], str]) -> None:
     try:
         with exit_code(say):
             job = _job(stage, arguments)
-            closing = main(job)
-            _write_run_file(job, started)
+            with tracked.run(job):
+                closing = main(job)
+                _write_run_file(job, started)
+                job.tracker.tags({"mlflow.note.content": closing})
     except UserError as error:
         say("\n".join(f"{name}: error: {line}" for line in str(error).splitlines()))
         raise SystemExit(1) from None
@@ -178,18 +196,14 @@ def _job(stage: Stage, arguments: argparse.Namespace) -> Job:
         import torch
 
         torch.set_num_threads(chosen.threads)
-    return Job(stage, chosen, names, getattr(arguments, "accept_code_change", False))
+    return Job(stage, chosen, names, getattr(arguments, "accept_code_change", False), everything.digest())
 
 
 def _write_run_file(job: Job, started: float) -> None:
-    """Write what varies from run to run beside the result: nobody's dependency, never compared."""
+    """Write what varies from run to run beside the result."""
     torch: Any = sys.modules.get("torch")
-    first = job.path(job.stage.outputs[0])
-    path = first / "run.json" if first.is_dir() else first.with_name(
-        "run.json" if "seed" in job.stage.per and "shard" not in job.stage.per else f"{first.stem}.run.json"
-    )  # fmt: skip
     files.write_json(
-        path,
+        job.beside("run.json"),
         {
             "stage": job.stage.name,
             "command": " ".join([f"python -m workflow.{job.stage.name}", *sys.argv[1:]]),

@@ -42,7 +42,10 @@ def main(job: Job) -> str:
             work.stop_if_asked()
 
         probe = probes(space, supernet, prepared, settings, job.seed) if settings.probes else None
-        history = training.train(method, batches, heldout, epochs, probe, settings.probe_every, progress, on_step)
+        history = training.train(
+            method, batches, heldout, epochs, probe, settings.probe_every, progress, on_step,
+            lambda row: job.tracker.metrics(row, row["epoch"]),
+        )  # fmt: skip
         files.write_csv(job.path(HISTORY), training.columns(history), history)
         metadata = {
             "space": job.params.space.model_dump(mode="json"),

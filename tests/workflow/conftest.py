@@ -74,7 +74,7 @@ class Clone:
                             path = self.folder / template.format(**names)
                             files = sorted(path.glob("*")) if path.is_dir() else [path]
                             for file in files:
-                                if file.name not in ("run.json", ".snakemake_timestamp"):
+                                if file.name not in ("run.json", "log.jsonl", ".snakemake_timestamp"):
                                     found[str(file.relative_to(self.folder))] = file.read_bytes()
         return found
 

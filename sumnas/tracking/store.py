@@ -1,0 +1,99 @@
+"""The place in MLflow where runs go: which one, set up once, and safe for several processes at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sumnas.errors import UserError
+from sumnas.tracking.log import Line
+
+if TYPE_CHECKING:
+    from sumnas.tracking.send import Sender
+
+EXPERIMENT = "sumnas"
+DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+SQLITE = "sqlite:///"
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Which pages MLflow shows first: those of training runs, not of language models."""
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default waits 200 s for a server that is not there
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+LOCK_SECONDS = 60.0
+
+
+def uri_of(root: Path) -> str:
+    """Return MLFLOW_TRACKING_URI, or SQLite in the project's root: absolute, since MLflow's default is the cwd's."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{root.resolve() / DATABASE}"
+
+
+def load() -> None:
+    """Import MLflow, which takes seconds, without telemetry, long retries and chatter."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # noqa: F401
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class Store:
+    """The experiment of one tracking URI."""
+
+    def __init__(self, root: Path) -> None:
+        """Connect, and create database and experiment where they are missing. Any exception of MLflow's."""
+        load()
+        import filelock
+        from mlflow import MlflowClient
+
+        self.root, self.uri = root, uri_of(root)
+        self.local = self.uri.startswith(SQLITE)
+        database = Path(self.uri.removeprefix(SQLITE)) if self.local else root / DATABASE
+        self._lock = filelock.FileLock(f"{database}.lock", timeout=LOCK_SECONDS)
+        # Several processes that create the tables at once would make most of them fail.
+        with self.alone_if_local():
+            self.client: Any = MlflowClient(self.uri)
+            self.experiment = self._experiment()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep this project's other senders out: to find or create something, and for any call on SQLite."""
+        import filelock
+
+        try:
+            with self._lock:
+                yield
+        except filelock.Timeout:
+            raise UserError(f"{self._lock.lock_file}: held by another process for {LOCK_SECONDS:g} s") from None
+
+    def alone_if_local(self) -> contextlib.AbstractContextManager[None]:
+        """Keep others out of SQLite, which has one writer at a time; a server looks after itself."""
+        return self.alone() if self.local else contextlib.nullcontext()
+
+    def sender(self, lines: Sequence[Line]) -> Sender:
+        """Return what sends the log that begins with `lines`; UserError where it has no beginning."""
+        from sumnas.tracking.send import Sender
+
+        return Sender(self, lines)
+
+    def _experiment(self) -> str:
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            # A server knows better where artifacts go. For SQLite, MLflow's default is again the current directory.
+            place = (self.root.resolve() / ARTIFACTS).as_uri() if self.local else None
+            try:
+                return str(self.client.create_experiment(EXPERIMENT, artifact_location=place, tags=KIND))
+            except Exception:  # somebody on another machine was faster
+                found = self.client.get_experiment_by_name(EXPERIMENT)
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise UserError(f"experiment {EXPERIMENT!r} was deleted in {self.uri}: restore it")
+        return str(found.experiment_id)

@@ -1,0 +1,153 @@
+"""What is tracked of a stage: its names, its settings, the figures and files of its result. Makes no result itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sumnas import files
+from sumnas.tracking import Tracker
+from workflow.stages import METHOD, WEIGHTS
+
+if TYPE_CHECKING:
+    from workflow.stage import Job
+
+LOG = "log.jsonl"
+LARGEST = 2**20
+"""Bytes of the largest file that is copied to MLflow."""
+
+
+@contextlib.contextmanager
+def run(job: Job) -> Iterator[None]:
+    """Track a stage as one run, give it to the job as `job.tracker`, and note how the stage ends."""
+    from sumnas.checkpoint import Interrupted
+
+    tracker = Tracker()
+    with tracker.careful():
+        tracker = job.tracker = Tracker(job.beside(LOG), name(job), group(job), settings(job), tags(job))
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
+        if not stopped:
+            tracker.tags({"last_error": f"{type(error).__name__}: {error}"})
+        tracker.end("KILLED" if stopped else "FAILED")
+        raise
+    with tracker.careful():
+        tracker.metrics(figures(job))
+        for path in map(job.path, job.stage.outputs):
+            if path.is_file() and path.suffix != ".safetensors" and path.stat().st_size <= LARGEST:
+                tracker.artifact(path)
+    tracker.end("FINISHED")
+
+
+def name(job: Job) -> str:
+    """Return the stage with what tells its jobs apart, such as `score sumnas-k2-0 1`."""
+    which = [job.names.get("run") or job.names.get("method"), job.names.get("shard")]
+    return " ".join([job.stage.name, *filter(None, which)])
+
+
+def group(job: Job) -> tuple[str, str]:
+    """Return key and name of the parent run: $SUMNAS_RUN_GROUP, or one per content of params.yaml."""
+    own = os.environ.get("SUMNAS_RUN_GROUP")
+    return (own, own) if own else (job.params_digest, f"params {job.params_digest[:8]}")
+
+
+def settings(job: Job) -> dict[str, str]:
+    """Return the declared blocks by dotted name, the same in every run, and what the run was trained with."""
+    plain, found = job.params.plain(), dict[str, str]()
+    for block in job.stage.blocks:
+        head, _, tail = block.partition(".")
+        own = head == "methods"
+        found |= _flat("method" if own else block, plain["method" if own else tail or head])
+    method = trained_with(job)
+    if method:  # a strategy without an inner loop adapts by one step
+        found |= _flat("strategy", method["strategy"]) | _flat("adaptation_steps", method.get("adaptation_steps", 1))
+    return found | {key: job.names[key] for key in ("method", "seed", "shard") if key in job.names}
+
+
+def trained_with(job: Job) -> Mapping[str, Any]:
+    """Return the settings of the run's method: declared, or as the supernet's file or the method's tells."""
+    if "method" not in job.names:
+        return {}
+    declared: Mapping[str, Any] | None = job.params.plain().get("method")
+    if declared is not None:
+        return declared
+    try:
+        from safetensors import SafetensorError, safe_open
+
+        with contextlib.suppress(OSError, SafetensorError), safe_open(job.path(WEIGHTS), "np") as file:
+            written: Mapping[str, Any] = json.loads(file.metadata()["sumnas"])["method"]
+            return written
+        described: Mapping[str, Any] = json.loads(job.path(METHOD).read_text(encoding="utf-8"))["settings"]
+        return described
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def tags(job: Job) -> dict[str, str | None]:
+    """Return where a run comes from. Method and seed are tags, too: the list of runs can be filtered by either."""
+    engine = "dvc" if "DVC_STAGE" in os.environ else os.environ.get("SUMNAS_ENGINE", "hand")
+    return {
+        "stage": job.stage.name,
+        **{key: job.names[key] for key in ("method", "seed", "run", "shard") if key in job.names},
+        "settings_digest": job.params.digest(),
+        "params_digest": job.params_digest,
+        "git_commit": commit(),
+        "engine": engine,
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "host": platform.node(),
+    }
+
+
+def commit() -> str | None:
+    """Return the commit that is checked out, with `-dirty` where tracked files differ from it; None outside git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # DVC may be writing git's index
+    try:
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() or None
+
+
+def figures(job: Job) -> dict[str, float]:
+    """Return the figures of the result's JSON files under the names that they have there, and the stage's cost.
+
+    What is given per limit on MACs or per method has that behind a slash: `test_accuracy/0.3M`, `kendall_tau/spos`.
+    """
+    found = dict[str, float]()
+    for path in map(job.path, job.stage.outputs):
+        if path.suffix == ".json" and isinstance(result := files.read_json(path), dict):
+            found |= _numbers(result)
+            for key, value in result.items():
+                if key == "methods" and isinstance(value, dict):
+                    for method, entry in value.items():
+                        found |= _numbers(entry, f"/{method}")
+                for entry in value if isinstance(value, list) else []:
+                    for limit in _limits(entry):
+                        found |= _numbers(entry, "/unlimited" if limit is None else f"/{limit:g}M")
+    cost = files.read_json(job.beside("run.json"))
+    return found | {key: cost[key] for key in ("seconds", "peak_memory_mb")}
+
+
+def _numbers(entry: Mapping[str, Any], suffix: str = "") -> dict[str, float]:
+    return {f"{k}{suffix}": v for k, v in entry.items() if isinstance(v, int | float) and k not in ("seed", "limit")}
+
+
+def _limits(entry: Any) -> list[float | None]:
+    if not isinstance(entry, dict):
+        return []
+    found: list[float | None] = entry.get("limits") or ([entry["limit"]] if "limit" in entry else [])
+    return found
+
+
+def _flat(prefix: str, value: Any) -> dict[str, str]:
+    if isinstance(value, Mapping):
+        return {k: text for key, item in value.items() for k, text in _flat(f"{prefix}.{key}", item).items()}
+    return {prefix: value if isinstance(value, str) else json.dumps(value)}
