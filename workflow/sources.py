@@ -14,12 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 OBSERVERS = frozenset(
     {
+        "sumnas/cautions.py",
+        "sumnas/charts.py",
         "sumnas/checkpoint.py",
+        "sumnas/drawing.py",
         "sumnas/errors.py",
         "sumnas/params.py",
         "sumnas/plots.py",
         "sumnas/progress.py",
         "sumnas/report.py",
+        "sumnas/results.py",
         "sumnas/tracking.py",
         "sumnas/__init__.py",
         "sumnas/benchmark/__init__.py",

@@ -30,6 +30,11 @@ RETRAIN = "results/retrain/{run}/metrics.json"
 SUMMARY = "results/summary/metrics.json"
 SUMMARY_TABLE = "results/summary/table.md"
 SUMMARY_FIGURE = "results/summary/kendall_tau.svg"
+SETTINGS = "results/summary/settings.yaml"
+TRAINING_FIGURE = "results/summary/training.svg"
+SUBMODELS_FIGURE = "results/summary/submodels.svg"
+CELLS_FIGURE = "results/summary/cells.svg"
+REPORT = "results/summary/report.html"
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,24 @@ STAGES = {
         Stage(
             "summarize",
             (),
-            ("run.methods", "run.seeds"),
+            # Every block of an earlier stage: the report shows the settings. Not `methods`: a block may be of no run.
+            (
+                "run.methods",
+                "run.seeds",
+                *COMPUTE,
+                "data",
+                "space",
+                "benchmark",
+                "sampling",
+                "supernet",
+                "calibration",
+                "evaluation",
+                "ranking",
+                "search",
+                "retrain",
+            ),
             ("results/supernet", "results/ranking", "results/search", "results/retrain"),
-            (SUMMARY, SUMMARY_TABLE, SUMMARY_FIGURE),
+            (SUMMARY, SUMMARY_TABLE, SETTINGS, REPORT, SUMMARY_FIGURE, TRAINING_FIGURE, SUBMODELS_FIGURE, CELLS_FIGURE),
         ),
     )
 }

@@ -94,6 +94,10 @@ class Space(ABC):
     def connected(self, architecture: Architecture) -> bool:
         """Whether the output depends on the input at all."""
 
+    def graph(self, architecture: Architecture) -> list[tuple[int, int, str]]:
+        """Return what to draw: (source node, target node, operator) per layer. Here a chain of layers."""
+        return [(layer, layer + 1, self.candidates[operator]) for layer, operator in enumerate(architecture)]
+
     @abstractmethod
     def supernet(self) -> Supernet:
         """Build a supernet, initialised from torch's global stream (see seeding.scoped)."""

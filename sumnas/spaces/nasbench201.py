@@ -186,6 +186,10 @@ class NASBench201(Space):
                 reached.add(target)
         return 3 in reached
 
+    def graph(self, architecture: Architecture) -> list[tuple[int, int, str]]:
+        """Return the cell: (source node, target node, operator) per edge, `none` included."""
+        return [(*edge, OPERATORS[operator]) for edge, operator in zip(EDGES, architecture, strict=True)]
+
     def supernet(self) -> Network:
         """Build a supernet with all five operators on every edge."""
         return Network(self.settings, [range(len(OPERATORS))] * len(EDGES), track=False)
