@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 360.0, 290.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 10.0, 42.0
-MOST = 1500
-"""Points of one chart; of more, an even choice over the true ranks is shown."""
+MOST = 6000
+"""Points of all runs' charts of one kind together; of more, an even choice over the true ranks is shown."""
 
 
 @dataclass(frozen=True)
@@ -76,21 +76,21 @@ def ranked(rows: Sequence[Mapping[str, str]]) -> Ranked:
     return Ranked(names, reference, predicted, macs, rankdata(-reference), rankdata(-predicted))
 
 
-def scatter(run: Ranked, title: str, split: str) -> Chart:
-    """Predicted against reference accuracy."""
+def scatter(run: Ranked, title: str, split: str, most: int = MOST) -> Chart:
+    """Predicted against reference accuracy, of at most so many architectures."""
     x, xticks = _axis(run.reference, LEFT, WIDTH - RIGHT)
     y, yticks = _axis(run.predicted, HEIGHT - BOTTOM, TOP)
-    marks = _marks(run, x, y)
+    marks = _marks(run, x, y, most)
     return Chart(title, "true accuracy (%)", f"predicted, {split} split (%)", xticks, yticks, marks, len(x))
 
 
-def rank_differences(run: Ranked, title: str) -> Chart:
+def rank_differences(run: Ranked, title: str, most: int = MOST) -> Chart:
     """Predicted less true rank over the true rank: above 0 is thought worse than it is, below 0 better."""
     difference = run.predicted_rank - run.true_rank
     count = len(difference)
     x, xticks = _axis(run.true_rank, LEFT, WIDTH - RIGHT, (1, count))
     y, yticks = _axis(difference, HEIGHT - BOTTOM, TOP, (-count, count))  # one scale for all runs
-    marks = _marks(run, x, y, foot=next(tick.at for tick in yticks if float(tick.label) == 0))
+    marks = _marks(run, x, y, most, next(tick.at for tick in yticks if float(tick.label) == 0))
     return Chart(title, "true rank (1: best)", "predicted - true rank", xticks, yticks, marks, count)
 
 
@@ -100,10 +100,10 @@ def colour_scale(count: int = 7) -> list[str]:
 
 
 def _marks(
-    run: Ranked, x: NDArray[np.float64], y: NDArray[np.float64], foot: float | None = None
-) -> list[Mark]:  # fmt: skip
+    run: Ranked, x: NDArray[np.float64], y: NDArray[np.float64], most: int, foot: float | None = None
+) -> list[Mark]:
     order = np.argsort(run.true_rank, kind="stable")
-    chosen = order if len(order) <= MOST else order[np.linspace(0, len(order) - 1, MOST).round().astype(int)]
+    chosen = order if len(order) <= most else order[np.linspace(0, len(order) - 1, most).round().astype(int)]
     span = run.macs.max() - run.macs.min() if len(run.macs) else 0.0
     colours = _colours((run.macs - run.macs.min()) / span if span else np.zeros(len(run.macs)))
     return [

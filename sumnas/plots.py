@@ -99,9 +99,9 @@ def spreads(path: Path, rows: Sequence[Spread], xlabel: str, title: str) -> None
     colour = colours([row.group for row in rows])
     with drawn(path, 5.2, 0.9 + 0.5 * len(rows)) as figure:
         axes = _axes(figure)
+        big = sum(len(row.values) for row in rows) > RASTER_FROM
         for y, row in enumerate(rows):
             heights = [y + 0.24] * len(row.values)
-            big = len(row.values) > RASTER_FROM
             axes.plot(row.values, heights, "|", color=colour[row.group], markersize=6, alpha=0.6, rasterized=big)
             axes.errorbar(row.mean, y, xerr=row.std, fmt="o", color=colour[row.group], capsize=4, linewidth=1.8)
             axes.annotate(
@@ -146,8 +146,7 @@ def _axes(figure: Any, place: tuple[int, int, int] = (1, 1, 1)) -> Any:
 
 def _name_rows(axes: Any, labels: Sequence[str]) -> None:
     axes.set_yticks(range(len(labels)), [label.replace("$", r"\$") for label in labels])
-    axes.invert_yaxis()
-    axes.margins(y=0.15)
+    axes.set_ylim(len(labels) - 0.4, -0.7)
     axes.grid(axis="x", color="#eeeeee")
 
 

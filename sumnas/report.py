@@ -80,7 +80,6 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
     runs: list[dict[str, Any]] = [
         {
             "run": run,
-            "passes": int(run.history[-1]["passes"]),
             "found": [
                 {**entry, "cell": numbers[entry["architecture"]], "retrained": retrained(run, entry["architecture"])}
                 for entry in run.found["found"]
@@ -89,7 +88,7 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
         for run in results.runs
     ]
     ranked = [(run, charts.ranked(run.predictions)) for run in results.runs]
-    macs = ranked[0][1].macs
+    macs, most = ranked[0][1].macs, charts.MOST // len(ranked)
     return environment.get_template("report.html.j2").render(
         summary=summary,
         settings=results.settings,
@@ -97,13 +96,13 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
         cautions=cautions(summary),
         baselines=summaries.BASELINES,
         runs=runs,
-        passes={entry["run"].method: entry["passes"] for entry in runs},
+        passes={name: _mean_passes(results, name) for name in summary["methods"]},
         limits=[entry["limit"] for entry in results.runs[0].found["found"]],
         top_k=[k for k in results.settings["ranking"]["top_k"] if f"precision_at_{k}" in results.runs[0].ranking],
         cells=cells,
-        scatters=[charts.scatter(r, f"{run.name}: tau {_tau(run.ranking['kendall_tau'])}", summary["split"])
+        scatters=[charts.scatter(r, f"{run.name}: tau {_tau(run.ranking['kendall_tau'])}", summary["split"], most)
                   for run, r in ranked],
-        differences=[charts.rank_differences(r, run.name) for run, r in ranked],
+        differences=[charts.rank_differences(r, run.name, most) for run, r in ranked],
         scale=charts.colour_scale(),
         macs=(float(macs.min()), float(macs.max())),
         images=images,
@@ -123,6 +122,12 @@ def _best(summary: dict[str, Any]) -> str | None:
     """Return the method with the highest tau, the first listed of equal ones, or None where none has a tau."""
     taus = {name: m["kendall_tau"] for name, m in summary["methods"].items() if m["kendall_tau"] is not None}
     return max(taus, key=lambda name: taus[name]) if taus else None
+
+
+def _mean_passes(results: Results, method: str) -> int:
+    """Return the sub-model passes of one training: the same for all seeds, unless an epoch's batches differ."""
+    passes = [float(run.history[-1]["passes"]) for run in results.runs if run.method == method]
+    return round(sum(passes) / len(passes))
 
 
 def _yaml_blocks(settings: dict[str, Any]) -> list[str]:

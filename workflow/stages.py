@@ -11,6 +11,11 @@ from dataclasses import dataclass
 COMPUTE = ("run.threads", "run.device")
 """What every stage that computes depends on: both change rounding."""
 
+SHOWN = (
+    "data", "space", "benchmark", "sampling", "supernet", "calibration", "evaluation", "ranking", "search", "retrain"
+)  # fmt: skip
+"""The settings that the report shows: all of the stages before it. Not `methods`, some of which may be of no run."""
+
 PREPARED = "data/prepared"
 SHARD = "results/benchmark/shards/{shard}.csv"
 TABLE = "results/benchmark/table.csv"
@@ -107,22 +112,7 @@ STAGES = {
         Stage(
             "summarize",
             (),
-            # Every block of an earlier stage: the report shows the settings. Not `methods`: a block may be of no run.
-            (
-                "run.methods",
-                "run.seeds",
-                *COMPUTE,
-                "data",
-                "space",
-                "benchmark",
-                "sampling",
-                "supernet",
-                "calibration",
-                "evaluation",
-                "ranking",
-                "search",
-                "retrain",
-            ),
+            ("run.methods", "run.seeds", "run.shards", *COMPUTE, *SHOWN),
             ("results/supernet", "results/ranking", "results/search", "results/retrain"),
             (SUMMARY, SUMMARY_TABLE, SETTINGS, REPORT, SUMMARY_FIGURE, TRAINING_FIGURE, SUBMODELS_FIGURE, CELLS_FIGURE),
         ),

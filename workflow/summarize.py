@@ -14,8 +14,8 @@ from sumnas.params import Params
 from workflow.stage import Job, execute
 from workflow.stages import FOUND, PREDICTIONS, RANKING, RETRAIN, SETTINGS, STAGES, SUMMARY, SUMMARY_TABLE, WEIGHTS
 
-RUN_KEYS = ("methods", "seeds", "threads", "device")
-"""What is declared of the block `run`."""
+RUN_KEYS = ("methods", "seeds", "shards", "threads", "device")
+"""The block `run`, which is declared key by key."""
 
 
 def main(job: Job) -> str:
@@ -38,6 +38,7 @@ def main(job: Job) -> str:
             methods[method] = weights["method"]
             check_settings(job, "train_supernet", job.path(WEIGHTS, **run), weights)
             check_settings(job, "rank", job.path(RANKING, **run), runs[-1].ranking)
+            check_settings(job, "search", job.path(FOUND, **run), runs[-1].found)
             check_settings(job, "retrain", job.path(RETRAIN, **run), runs[-1].retrain)
     metrics = summary.summarize(runs)
     files.write_text(job.path(SUMMARY_TABLE), summary.markdown(metrics))
