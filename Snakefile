@@ -85,7 +85,12 @@ rule all:
         runs("results/retrain/{method}-{seed}/metrics.json"),
         "results/summary/metrics.json",
         "results/summary/table.md",
+        "results/summary/settings.yaml",
+        "results/summary/report.html",
         "results/summary/kendall_tau.svg",
+        "results/summary/training.svg",
+        "results/summary/submodels.svg",
+        "results/summary/cells.svg",
 
 
 rule prepare_data:
@@ -272,6 +277,7 @@ rule retrain:
 
 rule summarize:
     input:
+        runs("results/supernet/{method}-{seed}/weights.safetensors"),
         runs("results/supernet/{method}-{seed}/history.csv"),
         runs("results/ranking/{method}-{seed}/metrics.json"),
         runs("results/ranking/{method}-{seed}/predictions.csv"),
@@ -281,7 +287,12 @@ rule summarize:
     output:
         "results/summary/metrics.json",
         report("results/summary/table.md", caption="workflow/report/table.rst", category="Summary"),
+        "results/summary/settings.yaml",
+        "results/summary/report.html",
         report("results/summary/kendall_tau.svg", caption="workflow/report/kendall_tau.rst", category="Summary"),
+        report("results/summary/training.svg", caption="workflow/report/training.rst", category="Summary"),
+        report("results/summary/submodels.svg", caption="workflow/report/submodels.rst", category="Summary"),
+        report("results/summary/cells.svg", caption="workflow/report/cells.rst", category="Summary"),
     log:
         "logs/summarize.log",
     params:

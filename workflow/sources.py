@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 OBSERVERS = frozenset(
     {
+        "sumnas/cautions.py",
+        "sumnas/charts.py",
         "sumnas/checkpoint.py",
+        "sumnas/drawing.py",
         "sumnas/errors.py",
         "sumnas/params.py",
         "sumnas/plots.py",
@@ -28,6 +31,7 @@ OBSERVERS = frozenset(
         "sumnas/tracking/store.py",
         "sumnas/tracking/sync.py",
         "sumnas/tracking/tracker.py",
+        "sumnas/results.py",
         "sumnas/__init__.py",
         "sumnas/benchmark/__init__.py",
         "sumnas/methods/__init__.py",

@@ -14,6 +14,11 @@ COMPUTE = ("run.threads", "run.device")
 FIT = ("evaluation.adaptation_steps", "evaluation.adaptation_learning_rate", "evaluation.adaptation_batch_size")
 """How sub-models are fitted before they are scored; the rest of `evaluation` does not change their statistics."""
 
+SHOWN = (
+    "data", "space", "benchmark", "sampling", "supernet", "calibration", "evaluation", "ranking", "search", "retrain"
+)  # fmt: skip
+"""The settings that the report shows: all of the stages before it. Not `methods`, some of which may be of no run."""
+
 PREPARED = "data/prepared"
 SHARD = "results/benchmark/shards/{shard}.csv"
 TABLE = "results/benchmark/table.csv"
@@ -33,6 +38,11 @@ RETRAIN = "results/retrain/{run}/metrics.json"
 SUMMARY = "results/summary/metrics.json"
 SUMMARY_TABLE = "results/summary/table.md"
 SUMMARY_FIGURE = "results/summary/kendall_tau.svg"
+SETTINGS = "results/summary/settings.yaml"
+TRAINING_FIGURE = "results/summary/training.svg"
+SUBMODELS_FIGURE = "results/summary/submodels.svg"
+CELLS_FIGURE = "results/summary/cells.svg"
+REPORT = "results/summary/report.html"
 
 
 @dataclass(frozen=True)
@@ -110,9 +120,9 @@ STAGES = {
         Stage(
             "summarize",
             (),
-            ("run.methods", "run.seeds"),
+            ("run.methods", "run.seeds", "run.shards", *COMPUTE, *SHOWN),
             ("results/supernet", "results/ranking", "results/search", "results/retrain"),
-            (SUMMARY, SUMMARY_TABLE, SUMMARY_FIGURE),
+            (SUMMARY, SUMMARY_TABLE, SETTINGS, REPORT, SUMMARY_FIGURE, TRAINING_FIGURE, SUBMODELS_FIGURE, CELLS_FIGURE),
         ),
     )
 }

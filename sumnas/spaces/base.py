@@ -102,6 +102,10 @@ class Space(ABC):
         """
         return architecture
 
+    def graph(self, architecture: Architecture) -> list[tuple[int, int, str]]:
+        """Return what to draw: (source node, target node, operator) per layer. Here a chain of layers."""
+        return [(layer, layer + 1, self.candidates[operator]) for layer, operator in enumerate(architecture)]
+
     @abstractmethod
     def supernet(self, *, track: bool = False) -> Supernet:
         """Build a supernet, initialised from torch's global stream (see seeding.scoped).

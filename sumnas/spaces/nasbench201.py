@@ -205,6 +205,10 @@ class NASBench201(Space):
         """Return what a cell runs (10,405 cases), or with `flatten` what it sums (8,720 cases)."""
         return terms(architecture) if flatten else plan(architecture)
 
+    def graph(self, architecture: Architecture) -> list[tuple[int, int, str]]:
+        """Return the cell: (source node, target node, operator) per edge, `none` included."""
+        return [(*edge, OPERATORS[operator]) for edge, operator in zip(EDGES, architecture, strict=True)]
+
     def supernet(self, *, track: bool = False) -> Network:
         """Build a supernet with all five operators on every edge."""
         return Network(self.settings, [range(len(OPERATORS))] * len(EDGES), track=track)
