@@ -19,7 +19,7 @@ from sumnas import charts, drawing, files, plots
 from sumnas import summary as summaries
 from sumnas.cautions import cautions
 from sumnas.errors import UserError
-from sumnas.results import Cell, Results, distinct_cells, limit, load, retrained, space_of
+from sumnas.results import Cell, Results, distinct_cells, load, retrained, space_of
 
 FIGURES = ("kendall_tau.svg", "training.svg", "submodels.svg", "cells.svg")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -73,7 +73,7 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"tau": _tau, "percent": _percent, "interval": _interval, "limit": limit}
+    environment.filters |= {"tau": _tau, "percent": _percent, "interval": _interval}
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     summary = results.summary
     numbers = {cell.architecture: cell.number for cell in cells}
@@ -81,7 +81,7 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
         {
             "run": run,
             "found": [
-                {**entry, "cell": numbers[entry["architecture"]], "retrained": retrained(run, entry["architecture"])}
+                {**entry, "label": summaries.limit_label(entry["limit"], run.found["cost"]), "cell": numbers[entry["architecture"]], "retrained": retrained(run, entry["architecture"])}
                 for entry in run.found["found"]
             ],
         }
@@ -97,7 +97,7 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
         baselines=summaries.BASELINES,
         runs=runs,
         passes={name: _mean_passes(results, name) for name in summary["methods"]},
-        limits=[entry["limit"] for entry in results.runs[0].found["found"]],
+        limits=[entry["label"] for entry in next(iter(summary["methods"].values()))["found"]],
         top_k=[k for k in results.settings["ranking"]["top_k"] if f"precision_at_{k}" in results.runs[0].ranking],
         cells=cells,
         scatters=[charts.scatter(r, f"{run.name}: tau {_tau(run.ranking['kendall_tau'])}", summary["split"], most)

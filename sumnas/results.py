@@ -11,6 +11,7 @@ import yaml
 from sumnas import files
 from sumnas.drawing import Edge
 from sumnas.errors import UserError
+from sumnas.summary import limit_label
 
 if TYPE_CHECKING:
     from sumnas.spaces.base import Space
@@ -94,7 +95,7 @@ def distinct_cells(results: Results, space: Space) -> list[Cell]:
         cells.append(
             Cell(
                 number, architecture, first["macs"], first["params"], first["benchmark_accuracy"],
-                retrained(run, architecture), [f"{r.name}, {limit(e['limit'])}" for r, e in finds],
+                retrained(run, architecture), [f"{r.name}, {limit_label(e['limit'], r.found['cost'])}" for r, e in finds],
                 _edges(space, architecture),
             )
         )  # fmt: skip
@@ -104,11 +105,6 @@ def distinct_cells(results: Results, space: Space) -> list[Cell]:
 def retrained(run: Run, architecture: str) -> float | None:
     """Return the test accuracy (percent) of an architecture trained from scratch, where that was done."""
     return next((n["test_accuracy"] for n in run.retrain["networks"] if n["architecture"] == architecture), None)
-
-
-def limit(value: float | None) -> str:
-    """Return a limit on multiply-adds in words."""
-    return "without limit" if value is None else f"< {value:g}M"
 
 
 def space_of(settings: dict[str, Any]) -> Space:

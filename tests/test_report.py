@@ -104,7 +104,7 @@ def test_the_other_tables_have_the_numbers_of_the_result_files(finished: Path, p
             }
             for entry in read(finished / f"results/search/{run}/found.json")["found"]:
                 row = next(lines)
-                assert row[0] == run and row[1] == ("< 0.3M" if entry["limit"] else "without limit")
+                assert row[0] == run and row[1] == ("< 0.3M MACs" if entry["limit"] else "without limit")
                 assert row[3] == entry["architecture"] and row[4] == f"{entry['macs']:.4g}"
                 assert row[7] == ("-" if entry["limit"] else "93.21")
                 assert row[8] == f"{networks[entry['architecture']]['test_accuracy']:.2f}"
