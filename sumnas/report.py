@@ -81,7 +81,12 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
         {
             "run": run,
             "found": [
-                {**entry, "label": summaries.limit_label(entry["limit"], run.found["cost"]), "cell": numbers[entry["architecture"]], "retrained": retrained(run, entry["architecture"])}
+                {
+                    **entry,
+                    "label": summaries.limit_label(entry["limit"], run.found["cost"]),
+                    "cell": numbers[entry["architecture"]],
+                    "retrained": retrained(run, entry["architecture"]),
+                }
                 for entry in run.found["found"]
             ],
         }

@@ -92,11 +92,11 @@ def distinct_cells(results: Results, space: Space) -> list[Cell]:
     cells = []
     for number, (architecture, finds) in enumerate(entries.items(), 1):
         run, first = finds[0]
+        by = [f"{r.name}, {limit_label(e['limit'], r.found['cost'])}" for r, e in finds]
         cells.append(
             Cell(
                 number, architecture, first["macs"], first["params"], first["benchmark_accuracy"],
-                retrained(run, architecture), [f"{r.name}, {limit_label(e['limit'], r.found['cost'])}" for r, e in finds],
-                _edges(space, architecture),
+                retrained(run, architecture), by, _edges(space, architecture),
             )
         )  # fmt: skip
     return cells
