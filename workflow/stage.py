@@ -33,6 +33,8 @@ class Job:
     stage: Stage
     params: Params
     names: dict[str, str]
+    workers: int = 0
+    """run.workers, which no stage declares: it changes no result, and so may not rerun anything."""
 
     def path(self, template: str, **names: object) -> Path:
         """Return the path of one of this job's files; `names` replace the job's own."""
@@ -67,7 +69,7 @@ class Job:
         """Load the prepared data and check that it fits the space."""
         from sumnas import data
 
-        prepared = data.load(self.path(STAGES["prepare_data"].outputs[0]), self.device)
+        prepared = data.load(self.path(STAGES["prepare_data"].outputs[0]), self.device, self.workers)
         data.check_fits(prepared, space)
         return prepared
 
@@ -157,7 +159,7 @@ def _job(stage: Stage, arguments: argparse.Namespace) -> Job:
         import torch
 
         torch.set_num_threads(chosen.threads)
-    return Job(stage, chosen, names)
+    return Job(stage, chosen, names, everything.run.workers)
 
 
 def _write_run_file(job: Job, started: float) -> None:

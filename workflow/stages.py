@@ -11,6 +11,8 @@ from dataclasses import dataclass
 COMPUTE = ("run.threads", "run.device")
 """What every stage that computes depends on: both change rounding."""
 
+RAW = "data/raw"
+"""What sources read. DVC depends on the folder, Snakemake on the files of the source in use."""
 PREPARED = "data/prepared"
 SHARD = "results/benchmark/shards/{shard}.csv"
 TABLE = "results/benchmark/table.csv"
@@ -46,7 +48,7 @@ class Stage:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("prepare_data", (), ("data",), (), (PREPARED,)),
+        Stage("prepare_data", (), ("data",), (RAW,), (PREPARED,)),
         Stage(
             "train_references",
             ("shard",),
