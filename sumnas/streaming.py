@@ -10,6 +10,7 @@ import csv
 import io
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,14 +99,22 @@ class ImageFiles:
         """
         loader: DataLoader[Any] = DataLoader(
             _Decoder(self, augmentation, seed), batch_sampler=batches, num_workers=self.workers,
-            collate_fn=_collate, pin_memory=pin, worker_init_fn=_ignore_signals,
+            collate_fn=_collate, pin_memory=pin, worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # else it would draw from the global stream
             multiprocessing_context="fork" if self.workers else None,  # shares what is imported and listed
         )  # fmt: skip
-        for found in loader:
-            if isinstance(found, str):
-                raise UserError(found)
-            yield found
+        try:
+            for found in loader:
+                if isinstance(found, str):
+                    raise UserError(found)
+                yield found
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a process that decodes images died ({str(error).splitlines()[0]}): memory, or /dev/shm, may have run "
+                "out; lower run.workers or the batch size"
+            ) from None
 
     def decode(self, number: int) -> Any:
         """Return an image in RGB, of its own size."""
@@ -174,7 +183,19 @@ def _collate(items: list[Tensor | str]) -> Tensor | str:
     return torch.stack(tensors) if len(tensors) == len(items) else next(i for i in items if isinstance(i, str))
 
 
-def _ignore_signals(_worker: int) -> None:
-    """Leave signals to the main process, which saves its work first; workers end when it does."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+def _leave_signals(_worker: int) -> None:
+    """Leave signals to the main process, which saves its work first; only its own SIGTERM ends a worker.
+
+    A scheduler signals every process of a job: a worker that obeyed would tear the main process down with it.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    parent = os.getppid()
+
+    def watch() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
