@@ -1,5 +1,6 @@
 # The pipeline for Snakemake: the same stages, commands, settings and files as dvc.yaml (a test compares them).
 # No torch, mlflow or dvc import here: Snakemake parses this file again inside every job.
+import glob
 import os
 import sys
 
@@ -53,6 +54,20 @@ def code(stage):
     return of_stage(stage, SPACE)
 
 
+def raw():
+    """The files of a source of one's own, where they are: prepare_data says what is missing. Others have checksums.
+
+    Of an image folder its folders, which tell of images that come and go.
+    """
+    data = PARAMS.get("data") or {}
+    path = os.path.expanduser(data.get("path") or "")
+    if data.get("source") == "npz":
+        return [path] if os.path.isfile(path) else []
+    if data.get("source") == "imagefolder":
+        return sorted(folder for split in ("train", "val", "test") for folder in glob.glob(f"{path}/{split}/*/"))
+    return []
+
+
 def runs(*files):
     """Files of every run that is listed."""
     return expand(files, method=METHODS, seed=SEEDS)
@@ -95,6 +110,7 @@ rule all:
 
 rule prepare_data:
     input:
+        raw(),
         code=code("prepare_data"),
     output:
         directory("data/prepared"),

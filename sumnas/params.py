@@ -43,6 +43,7 @@ class RunSettings(BaseModel):
     shards: list[int] = Field(min_length=1, description="[0, 1, ...]: jobs that the pool and the scores are split into")
     threads: int = Field(ge=1, description="of a stage; another number gives other rounding, so it is a setting")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = Field(2, ge=0, description="processes that decode an image folder; no result depends on it")
 
 
 BLOCKS: dict[str, type[BaseModel]] = {

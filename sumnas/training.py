@@ -63,14 +63,13 @@ class Heldout:
     def take(self, first: int, count: int) -> list[Batch]:
         """Return batches number `first` to `first + count - 1` of the stream."""
         if first != self._next:
-            epoch, position = divmod(first, self.batches.steps)
-            self._from_next = itertools.islice(self._endless(epoch), position, None)
+            self._from_next = self._endless(*divmod(first, self.batches.steps))
         self._next = first + count
         return list(itertools.islice(self._from_next, count))
 
-    def _endless(self, epoch: int) -> Iterator[Batch]:
+    def _endless(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for number in itertools.count(epoch):
-            for rounds in self.batches.epoch(number):
+            for rounds in self.batches.epoch(number, start if number == epoch else 0):
                 yield rounds[0][0]
 
 
@@ -126,9 +125,7 @@ def train(
     supernet = method.supernet
     supernet.train()
     while progress.epoch < epochs:
-        for number, rounds in enumerate(batches.epoch(progress.epoch)):
-            if number < progress.step:
-                continue  # seen before the interruption
+        for number, rounds in enumerate(batches.epoch(progress.epoch, progress.step), progress.step):
             step = progress.epoch * batches.steps + number
             extra = heldout.take(step * method.heldout, method.heldout) if heldout else []
             figures = {name: float(value) for name, value in method.step(rounds, extra).items()}

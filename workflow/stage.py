@@ -39,6 +39,8 @@ class Job:
     accept_code_change: bool = False
     params_digest: str = ""
     tracker: Tracker = field(default_factory=Tracker)
+    workers: int = 0
+    """run.workers, which no stage declares: it changes no result, and so may not rerun anything."""
 
     def path(self, template: str, **names: object) -> Path:
         """Return the path of one of this job's files; `names` replace the job's own."""
@@ -81,7 +83,7 @@ class Job:
         """Load the prepared data and check that it fits the space."""
         from sumnas import data
 
-        prepared = data.load(self.path(STAGES["prepare_data"].outputs[0]), self.device)
+        prepared = data.load(self.path(STAGES["prepare_data"].outputs[0]), self.device, self.workers)
         data.check_fits(prepared, space)
         return prepared
 
@@ -196,7 +198,8 @@ def _job(stage: Stage, arguments: argparse.Namespace) -> Job:
         import torch
 
         torch.set_num_threads(chosen.threads)
-    return Job(stage, chosen, names, getattr(arguments, "accept_code_change", False), everything.digest())
+    accept = getattr(arguments, "accept_code_change", False)
+    return Job(stage, chosen, names, accept, everything.digest(), workers=everything.run.workers)
 
 
 def _write_run_file(job: Job, started: float) -> None:
