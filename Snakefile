@@ -68,6 +68,17 @@ def raw():
     return []
 
 
+def tables():
+    """The files of published accuracies and costs that build_benchmark reads, where they are: it says what is missing."""
+    block = PARAMS.get("benchmark") or {}
+    sources = [block, *(block.get("further") or {}).values()]
+    paths = [(source.get(source.get("source")) or {}).get("path") for source in sources]
+    paths.append((block.get("costs") or {}).get("path"))
+    # Of NATS-Bench's folder its description stands for the 15,625 records.
+    found = [os.path.join(p, "meta.pickle.pbz2") if os.path.isdir(p) else p for p in paths if p]
+    return sorted({p for p in found if os.path.isfile(p)})
+
+
 def runs(*files):
     """Files of every run that is listed."""
     return expand(files, method=METHODS, seed=SEEDS)
@@ -140,6 +151,7 @@ rule train_references:
 rule build_benchmark:
     input:
         expand("results/benchmark/shards/{shard}.csv", shard=SHARDS),
+        tables(),
         code=code("build_benchmark"),
     output:
         "results/benchmark/table.csv",

@@ -44,11 +44,21 @@ class Prepared:
         return images.to(torch.float32).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
 
     def split(self, name: str) -> Split:
-        """Return a split, normalised: whole where it lies in memory, else to be read batch by batch."""
+        """Return a split, normalised: whole where it lies in memory, else to be read batch by batch.
+
+        UserError where it has no images: data.validation is 0.
+        """
         images = self.images[name]
+        if name not in self.held_out and name != "train":
+            raise UserError(f"the {name} split has no images (data.validation = 0): set evaluation.split: test")
         if isinstance(images, ImageFiles):
             return Streamed(self, name)
         return self.normalise(images), self.labels[name]
+
+    @property
+    def held_out(self) -> list[str]:
+        """Names of the splits that are not trained on and have images: validation first, where there is one."""
+        return [name for name in ("validation", "test") if len(self.labels[name])]
 
     def balanced_draw(self, count: int, seed: int) -> Tensor:
         """Return [count] indices of training images: a random draw with equally many of every class.

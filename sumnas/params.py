@@ -229,6 +229,8 @@ def _combinations(params: Params) -> list[str]:
     if params.data.validation + params.data.test >= 1:
         shares = params.data.validation + params.data.test
         problems.append(f"data.validation + data.test = {shares:g}: must be below 1, the rest is trained on")
+    if not params.data.validation and params.data.source != "imagefolder" and params.evaluation.split != "test":
+        problems.append("evaluation.split = 'validation': data.validation is 0, so there are no such images; set: test")
     try:
         space = spaces.build(params.space)
     except ValueError as error:

@@ -50,7 +50,10 @@ class DataSettings(BaseModel):
         None, ge=1, description="at most so many training images, equal shares of every class; other splits stay whole"
     )
     validation: float = Field(
-        ge=0, lt=1, description="share of the training images held out for the prediction of accuracies"
+        ge=0,
+        lt=1,
+        description="share of the training images held out for the prediction of accuracies; 0 trains on all, as the "
+        "paper does, and leaves the test images for the prediction",
     )
     test: float = Field(0.0, ge=0, lt=1, description="digits: share held out for the true accuracies")
     crop: float = Field(
@@ -75,7 +78,7 @@ class DataSettings(BaseModel):
                 raise ValueError("source imagefolder takes path, resize, and no test: the folder has a test set")
         elif given := {"crop", "statistics"} & self.model_fields_set:
             raise ValueError(f"{sorted(given)[0]}: is for source imagefolder only")
-        elif not self.validation:
+        elif not self.validation and self.source == "digits":
             raise ValueError("validation: must be above 0: accuracies are predicted on that share")
         if self.source in published.READERS and self.test:
             raise ValueError(f"source {self.source} takes no test: it has a test set of its own")
@@ -107,6 +110,8 @@ def _prepare_arrays(settings: DataSettings, target: Path) -> Manifest:
     splits = {name: (raw.images[index], raw.labels[index]) for name, index in parts.items()}
     if raw.test is not None:
         splits["test"] = raw.test
+    # Without a share held out the split is there and empty.
+    splits.setdefault("validation", (raw.images[:0], raw.labels[:0]))
     if settings.resize is not None:
         splits = {name: (resizing.shrink(x, settings.resize), y) for name, (x, y) in splits.items()}
     mean, std = _moments(splits["train"][0])

@@ -107,7 +107,7 @@ def train_network(
         if on_epoch:
             on_epoch(epoch, mean)
         seen, total = 0, torch.zeros((), device=device)
-    scores = {split: evaluate(network, data.split(split), 512) for split in ("validation", "test")}
+    scores = {split: evaluate(network, data.split(split), 512) for split in data.held_out}
     return Trained(network, scores)
 
 

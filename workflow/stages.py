@@ -74,7 +74,7 @@ STAGES = {
             (PREPARED,),
             (SHARD,),
         ),
-        Stage("build_benchmark", (), ("run.shards", "space", "benchmark"), (SHARD,), (TABLE,)),
+        Stage("build_benchmark", (), ("run.shards", "space", "benchmark"), (SHARD, RAW), (TABLE,)),
         Stage("sample_architectures", (), ("space", "sampling"), (TABLE,), (SAMPLES,)),
         Stage("describe_method", ("method",), ("methods.{method}",), (), (METHOD,)),
         Stage(
