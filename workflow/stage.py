@@ -123,25 +123,18 @@ class Job:
             return None
 
 
-def execute(name: str, main: Callable[[Job], str]) -> None:
-    """Run a stage from the command line. `main` returns its closing line: what was written and the main number.
+@contextlib.contextmanager
+def reporting(name: str) -> Iterator[None]:
+    """Turn a user's mistake, a file that cannot be used, and a signal into a line and an exit code.
 
-    Exit codes: 0 done, 1 a mistake that the message tells how to mend, 128 + number stopped by a signal.
+    Exit codes: 1 a mistake that the message tells how to mend, 128 + number stopped by a signal.
     """
     from sumnas.checkpoint import exit_code
     from sumnas.progress import say
 
-    started = time.time()
-    engine.watch()
-    stage = STAGES[name]
-    arguments = _arguments(stage)
     try:
         with exit_code(say):
-            job = _job(stage, arguments)
-            with tracked.run(job):
-                closing = main(job)
-                _write_run_file(job, started)
-                job.tracker.tags({"mlflow.note.content": closing})
+            yield
     except UserError as error:
         say("\n".join(f"{name}: error: {line}" for line in str(error).splitlines()))
         raise SystemExit(1) from None
@@ -150,6 +143,22 @@ def execute(name: str, main: Callable[[Job], str]) -> None:
             raise
         say(f"{name}: error: {error.filename or 'a file'}: {error.strerror}; free or change it and run this again")
         raise SystemExit(1) from None
+
+
+def execute(name: str, main: Callable[[Job], str]) -> None:
+    """Run a stage from the command line. `main` returns its closing line: what was written and the main number."""
+    from sumnas.progress import say
+
+    started = time.time()
+    engine.watch()
+    stage = STAGES[name]
+    arguments = _arguments(stage)
+    with reporting(name):
+        job = make_job(stage, arguments)
+        with tracked.run(job):
+            closing = main(job)
+            _write_run_file(job, started)
+            job.tracker.tags({"mlflow.note.content": closing})
     label = " ".join([name, *(v for k, v in job.names.items() if k in ("run", "shard"))])
     say(f"{label}: {closing} ({time.time() - started:.1f} s)")
 
@@ -177,16 +186,17 @@ def _arguments(stage: Stage) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _job(stage: Stage, arguments: argparse.Namespace) -> Job:
+def make_job(stage: Stage, arguments: argparse.Namespace) -> Job:
+    """Read params.yaml and hand out what the stage declares; without a run of `arguments`, for none in particular."""
     from sumnas import params
 
     names: dict[str, str] = {}
-    if "seed" in stage.per:
+    if "seed" in stage.per and "run" in arguments:
         method, dash, seed = arguments.run.rpartition("-")
         if not dash or not seed.isdigit():
             raise UserError(f"--run {arguments.run}: must be a method's name, '-' and a seed, such as sumnas-k2-0")
         names |= {"method": method, "seed": seed, "run": arguments.run}
-    elif "method" in stage.per:
+    elif "method" in stage.per and "method" in arguments:
         names["method"] = arguments.method
     if "shard" in stage.per:
         names["shard"] = str(arguments.shard)
