@@ -152,8 +152,16 @@ class Network(Supernet):
         architecture = architecture or self.only
         if architecture is None:
             raise ValueError("a supernet needs the architecture that is to run")
+        return self.rest(self.stem(x), architecture)
+
+    def common(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] images -> the stem's output."""
+        out: Tensor = self.stem(x)
+        return out
+
+    def rest(self, x: Tensor, architecture: Architecture) -> Tensor:
+        """Return the logits [N, classes] from the stem's output."""
         steps = plan(architecture)
-        x = self.stem(x)
         for module in self.body:
             x = module(x, steps) if isinstance(module, Cell) else module(x)
         x = F.relu(self.norm(x))
