@@ -64,7 +64,12 @@ def raw():
     if data.get("source") == "npz":
         return [path] if os.path.isfile(path) else []
     if data.get("source") == "imagefolder":
-        return sorted(folder for split in ("train", "val", "test") for folder in glob.glob(f"{path}/{split}/*/"))
+        return sorted(
+            folder
+            for split in ("train", "val", "test")
+            for folder in glob.glob(f"{path}/{split}/*")
+            if os.path.isdir(folder)
+        )
     return []
 
 

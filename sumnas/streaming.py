@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import threading
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,12 @@ def read_listing(path: Path) -> tuple[NDArray[np.bytes_], NDArray[np.int64], NDA
         rows = csv.reader(file)
         if tuple(next(rows, ())) != COLUMNS:
             raise UserError(f"{path}: not a listing with columns {', '.join(COLUMNS)}; run prepare_data again")
-        columns = list(zip(*rows, strict=True))
-    names = np.array([name.encode() for name in columns[0]], np.bytes_)
-    return names, np.array(columns[1], np.int64), np.array(columns[4], np.int64)
+        names, labels, lengths = [], array("q"), array("q")
+        for name, label, _, _, length in rows:  # row by row: a million of them at once would take a gigabyte
+            names.append(name.encode())
+            labels.append(int(label))
+            lengths.append(int(length))
+    return np.array(names, np.bytes_), np.frombuffer(labels, np.int64), np.frombuffer(lengths, np.int64)
 
 
 class ImageFiles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,43 @@ def test_a_truncated_manifest_is_named(tmp_path: Path, digits_folder: Path, kept
     with pytest.raises(UserError) as error:
         load(folder)
     assert str(error.value).startswith(f"{path}: damaged JSON")
+
+
+@pytest.mark.parametrize(
+    ("damage", "where"),
+    [
+        (lambda m: m.pop("classes"), r"classes: Field required"),
+        (lambda m: m.pop("sha256"), r"sha256: Field required"),
+        (lambda m: m["counts"].pop("test"), r"counts: "),
+        (lambda m: m.update(mean="bright"), r"mean: "),
+        (lambda m: m.update(kind="tables"), r"kind: "),
+        (lambda m: m.update(made_by="hand"), r"made_by: "),
+        (lambda m: [m.clear()], r"\w+: Field required"),
+    ],
+)
+def test_a_manifest_that_lacks_something_is_named(tmp_path: Path, digits_folder: Path, damage: Any, where: str) -> None:
+    folder = Path(shutil.copytree(digits_folder, tmp_path / "data"))
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    damage(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"manifest\.json: damaged manifest \({where}.*run prepare_data again$"):
+        load(folder)
+    path.write_text("[1, 2]")
+    with pytest.raises(UserError, match=r"damaged manifest \(the whole: "):
+        load(folder)
+
+
+def test_arrays_are_mapped_and_the_file_is_never_written(tmp_path: Path, digits_folder: Path) -> None:
+    folder = Path(shutil.copytree(digits_folder, tmp_path / "data"))
+    path, data = folder / "x_train.npy", load(folder)
+    before = path.read_bytes()
+    images = data.images["train"]
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
+    spans = [[int(end, 16) for end in line[0].split("-")] for line in lines]
+    assert isinstance(images, Tensor) and any(low <= images.data_ptr() < high for low, high in spans)
+    images[:] = 7
+    assert path.read_bytes() == before
 
 
 def test_loaded_is_what_was_prepared(digits: Prepared, digits_folder: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from sumnas.data import load
 from sumnas.datasets import npz
@@ -43,6 +45,18 @@ def test_what_is_prepared_is_what_was_saved(tmp_path: Path) -> None:
     assert found == Counter((x.tobytes(), int(y)) for x, y in zip(whole["x_train"], whole["y_train"], strict=True))
     assert np.array_equal(data.images["test"].numpy(), whole["x_test"])
     assert np.array_equal(data.labels["test"].numpy(), whole["y_test"])
+
+
+def test_the_example_in_the_documentation_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "docs/data.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    (tmp_path / "data/raw").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    (block,) = re.findall(r"```yaml\ndata: (\{ source: npz.*?\})\n", text)
+    manifest = prepare(DataSettings.model_validate(yaml.safe_load(block)), tmp_path / "prepared")
+    assert manifest.classes == ["ant", "bee", "cat", "dog"]
+    assert manifest.counts == {"train": 128, "validation": 32, "test": 40} and manifest.image_size == 32
 
 
 def test_grey_images_may_come_without_an_axis_for_it(tmp_path: Path) -> None:

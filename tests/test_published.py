@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -122,6 +123,17 @@ def test_the_sizes_that_are_told_are_of_files_that_there_are() -> None:
     known |= {datasets.SVHN.split_list[split][1] for split in ("train", "test")}
     known |= {f"{d.__name__}/raw/{f}" for d in (datasets.MNIST, datasets.FashionMNIST) for f, _ in d.resources}
     assert set(published.SIZES) == known
+    text = (Path(__file__).parents[1] / "docs/data.md").read_text()
+    told = re.findall(r"^\|[^|]*\| `([^`]+)` \| ([\d,]+) \| (\w{32}) \|$", text, re.M)
+    checksums = {
+        datasets.CIFAR10.filename: datasets.CIFAR10.tgz_md5,
+        datasets.CIFAR100.filename: datasets.CIFAR100.tgz_md5,
+    }
+    checksums |= {name: checksum for _, name, checksum in datasets.SVHN.split_list.values()}
+    checksums |= {f"FashionMNIST/raw/{name}": checksum for name, checksum in datasets.FashionMNIST.resources}
+    assert len(told) == 8
+    for path, size, checksum in told:
+        assert (published.SIZES[path], checksums[path]) == (int(size.replace(",", "")), checksum)
     assert set(published.READERS) < {*DataSettings.model_json_schema()["properties"]["source"]["enum"]}
 
 

@@ -163,6 +163,30 @@ def test_rule_all_lists_every_output(snakemake_jobs: dict[str, list[dict[str, An
     assert target["input"] == made
 
 
+@pytest.mark.engine
+def test_snakemake_depends_on_the_files_of_a_source_of_ones_own(tmp_path: Path) -> None:
+    def inputs(**data: Any) -> set[str]:
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "data": data}))
+        command = [sys.executable, "-m", "snakemake", "-n", "--nocolor", "--cores", "1", "data/prepared"]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+        found = re.search(r"rule prepare_data:\n    input: (.*)", result.stdout)
+        assert found
+        return {path for path in found[1].split(", ") if not path.endswith(".py")}
+
+    for name in ("Snakefile", "workflow", "sumnas"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    assert inputs(source="npz", path="own.npz") == set()  # not there: prepare_data tells what to do
+    (tmp_path / "own.npz").touch()
+    assert inputs(source="npz", path="own.npz") == {"own.npz"}
+    folders = {f"raw/{split}/{name}" for split in ("train", "test") for name in ("ant", "bee")}
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "raw/train/note.txt").touch()
+    assert inputs(source="imagefolder", path="raw") == folders
+    assert inputs(source="CIFAR10", path="raw") == set()  # its checksum says what it is
+
+
 def test_every_stage_declares_the_blocks_it_reads() -> None:
     """What the scripts take from `job.params` is what they declare, plus what `Job` takes for them."""
     through = {
