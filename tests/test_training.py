@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from sumnas import seeding, training
 from sumnas.augmentation import Augmentation
 from sumnas.data import Batch, Batches, Prepared
 from sumnas.errors import UserError
-from sumnas.methods import fairnas, spos, sumnas
+from sumnas.methods import fairnas, spos, sumnas, wpl
 from sumnas.methods.base import Method, Rounds
 from sumnas.spaces import nasbench201
 from sumnas.spaces.base import Architecture, Supernet
@@ -67,6 +67,7 @@ METHODS: dict[str, BaseModel] = {
         strategy="sumnas", adaptation_steps=2, inner_learning_rate=0.05, outer_momentum=0.5,
         momentum_buffer="carry", rounds=2,
     ),
+    "wpl": wpl.Settings(strategy="wpl", momentum=0.5, batches_per_path=2, train_share=0.75, alpha_epochs=1),
 }  # fmt: skip
 
 
@@ -304,7 +305,7 @@ class Looking(Method):
         self.done_steps += 1
         return {"loss": 1.0}
 
-    def end_epoch(self) -> Mapping[str, float]:
+    def end_epoch(self, heldout: Iterable[Batch] = ()) -> Mapping[str, float]:
         self.turns += 1
         return {"turns": float(self.turns)}
 
