@@ -17,7 +17,7 @@ from sumnas import seeding, training
 from sumnas.augmentation import Augmentation
 from sumnas.data import Batch, Batches, Prepared
 from sumnas.errors import UserError
-from sumnas.methods import fairnas, spos, sumnas, wpl
+from sumnas.methods import darts, fairnas, gdas, nsas, spos, sumnas, wpl
 from sumnas.methods.base import Method, Rounds
 from sumnas.spaces import nasbench201
 from sumnas.spaces.base import Architecture, Supernet
@@ -68,6 +68,10 @@ METHODS: dict[str, BaseModel] = {
         momentum_buffer="carry", rounds=2,
     ),
     "wpl": wpl.Settings(strategy="wpl", momentum=0.5, batches_per_path=2, train_share=0.75, alpha_epochs=1),
+    "nsas": nsas.Settings(strategy="nsas", momentum=0.5, members=2),
+    "darts": darts.Settings(strategy="darts"),
+    "darts, second order": darts.Settings(strategy="darts", order=2),
+    "gdas": gdas.Settings(strategy="gdas"),
 }  # fmt: skip
 
 

@@ -101,7 +101,8 @@ class GradientMethod(Method):
         super().__init__(supernet, settings, total_steps, seed)
         self.optimizer = torch.optim.SGD(
             supernet.parameters(), settings.learning_rate, settings.momentum,
-            weight_decay=settings.weight_decay, nesterov=getattr(settings, "nesterov", False), foreach=True,
+            weight_decay=settings.weight_decay, foreach=True,
+            nesterov=settings.momentum > 0 and getattr(settings, "nesterov", False),
         )  # fmt: skip
 
     def set_rate(self) -> float:

@@ -78,7 +78,7 @@ class WPL(GradientMethod):
         with torch.no_grad():
             norm = self._renew(fisher, [torch.zeros_like(p) if g is None else g
                                         for p, g in zip(parameters, found, strict=True)])  # fmt: skip
-            torch._foreach_copy_(anchors, parameters)
+            torch._foreach_copy_(anchors, [p.detach() for p in parameters])
         self.done_steps += 1
         return {
             "loss": torch.stack(losses).mean(), "learning_rate": rate, "penalty": torch.stack(penalties).mean(),
