@@ -17,7 +17,7 @@ from sumnas import seeding, training
 from sumnas.augmentation import Augmentation
 from sumnas.data import Batch, Batches, Prepared
 from sumnas.errors import UserError
-from sumnas.methods import darts, fairnas, gdas, nsas, spos, sumnas, wpl
+from sumnas.methods import darts, enas, fairnas, gdas, nsas, spos, sumnas, wpl
 from sumnas.methods.base import Method, Rounds
 from sumnas.spaces import nasbench201
 from sumnas.spaces.base import Architecture, Supernet
@@ -72,6 +72,7 @@ METHODS: dict[str, BaseModel] = {
     "darts": darts.Settings(strategy="darts"),
     "darts, second order": darts.Settings(strategy="darts", order=2),
     "gdas": gdas.Settings(strategy="gdas"),
+    "enas": enas.Settings(strategy="enas", controller_steps=2, controller_samples=2),
 }  # fmt: skip
 
 
@@ -320,6 +321,20 @@ class Looking3(Looking):
     heldout = 3
 
 
+class Between(Looking):
+    """Takes two more held-out batches after every epoch."""
+
+    heldout_between = 2
+
+    def end_epoch(self, heldout: Iterable[Batch] = ()) -> Mapping[str, float]:
+        self.held.append([numbers(batch) for batch in heldout])
+        return super().end_epoch()
+
+
+class OnlyBetween(Between):
+    heldout = 0
+
+
 def numbers(batch: Batch) -> list[int]:
     images, labels = batch
     assert torch.equal(images[:, 0, 0, 0].long() % 3, labels)
@@ -378,6 +393,19 @@ def test_the_held_out_stream_goes_on_after_an_interruption(kind: type[Looking], 
     assert len(before.held) == 5 * epoch + step
     assert before.held + after.held == whole.held
     assert before.trained + after.trained == whole.trained
+
+
+@pytest.mark.parametrize("kind", [Between, OnlyBetween])
+@pytest.mark.parametrize(("epoch", "step"), [(0, 5), (1, 2)])
+def test_held_out_batches_between_epochs_are_the_streams_next(kind: type[Looking], epoch: int, step: int) -> None:
+    whole, _, heldout = look(kind)
+    assert [len(held) for held in whole.held] == [*[kind.heldout] * 5, 2] * 3
+    seen = [images for held in whole.held for images in held]
+    assert seen == [numbers(batch) for batch in heldout.take(0, len(seen))]
+    progress = Progress()
+    before, _, _ = look(kind, progress=progress, on_step=stop_at(epoch, step))
+    after, _, _ = look(kind, progress=copy.deepcopy(progress))
+    assert before.held + after.held == whole.held
 
 
 def test_the_shares_follow_from_the_seed() -> None:
