@@ -17,7 +17,7 @@ from sumnas import seeding, training
 from sumnas.augmentation import Augmentation
 from sumnas.data import Batch, Batches, Prepared
 from sumnas.errors import UserError
-from sumnas.methods import darts, enas, fairnas, gdas, nsas, spos, sumnas, wpl
+from sumnas.methods import cream, darts, enas, fairnas, gdas, nsas, spos, sumnas, wpl
 from sumnas.methods.base import Method, Rounds
 from sumnas.spaces import nasbench201
 from sumnas.spaces.base import Architecture, Supernet
@@ -72,6 +72,7 @@ METHODS: dict[str, BaseModel] = {
     "darts": darts.Settings(strategy="darts"),
     "darts, second order": darts.Settings(strategy="darts", order=2),
     "gdas": gdas.Settings(strategy="gdas"),
+    "cream": cream.Settings(strategy="cream", momentum=0.5, warmup=0.05, board=3, matching_every=2),
     "enas": enas.Settings(strategy="enas", controller_steps=2, controller_samples=2),
 }  # fmt: skip
 

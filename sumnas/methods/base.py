@@ -136,6 +136,11 @@ class GradientMethod(Method):
         self.optimizer.load_state_dict(state["optimizer"])
 
 
+def filled(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients with zeros where there is none: parameters that the loss does not reach."""
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, like, strict=True)]
+
+
 def names() -> list[str]:
     """Return the strategies there are: one file each in sumnas/methods/."""
     import sumnas.methods as package

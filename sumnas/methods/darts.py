@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sumnas.data import Batch
-from sumnas.methods.base import Rounds
+from sumnas.methods.base import Rounds, filled
 from sumnas.mixtures import MixtureMethod, MixtureSettings
 from sumnas.spaces.base import Supernet
 
@@ -77,12 +77,12 @@ class DARTS(MixtureMethod):
         weights = [p.detach() for p in self.weights]  # the same memory: what follows moves the supernet itself
         found = torch.autograd.grad(self._loss(training), self.weights, allow_unused=True)
         with torch.no_grad():
-            updates, slope = self._next_updates(_filled(found, weights))
+            updates, slope = self._next_updates(filled(found, weights))
             torch._foreach_add_(weights, updates, alpha=-rate)
         loss = self._loss(held)
         direct, *found_held = torch.autograd.grad(loss, [self.alphas, *self.weights], allow_unused=True)
         with torch.no_grad():
-            v = _filled(found_held, weights)
+            v = filled(found_held, weights)
             radius = self.settings.difference / torch.nn.utils.get_total_norm(v).clamp_min(1e-12)
             away = list(torch._foreach_mul(v, radius))
         sides = []
@@ -105,10 +105,6 @@ class DARTS(MixtureMethod):
         if not settings.nesterov:
             return velocity, 1.0
         return list(torch._foreach_add(gradients, velocity, alpha=settings.momentum)), 1 + settings.momentum
-
-
-def _filled(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, like, strict=True)]
 
 
 METHOD = DARTS

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sumnas.data import Batch
-from sumnas.methods.base import GradientMethod, MethodSettings, Rounds
+from sumnas.methods.base import GradientMethod, MethodSettings, Rounds, filled
 from sumnas.paths import uniform_path
 from sumnas.schedules import Schedule
 from sumnas.spaces.base import Supernet
@@ -76,8 +76,7 @@ class WPL(GradientMethod):
         loss = F.cross_entropy(self.supernet(images, path), labels)
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         with torch.no_grad():
-            norm = self._renew(fisher, [torch.zeros_like(p) if g is None else g
-                                        for p, g in zip(parameters, found, strict=True)])  # fmt: skip
+            norm = self._renew(fisher, filled(found, parameters))
             torch._foreach_copy_(anchors, [p.detach() for p in parameters])
         self.done_steps += 1
         return {
