@@ -1,5 +1,6 @@
 # The pipeline for Snakemake: the same stages, commands, settings and files as dvc.yaml (a test compares them).
 # No torch, mlflow or dvc import here: Snakemake parses this file again inside every job.
+import glob
 import os
 import sys
 
@@ -53,6 +54,36 @@ def code(stage):
     return of_stage(stage, SPACE)
 
 
+def raw():
+    """The files of a source of one's own, where they are: prepare_data says what is missing. Others have checksums.
+
+    Of an image folder its folders, which tell of images that come and go.
+    """
+    data = PARAMS.get("data") or {}
+    path = os.path.expanduser(data.get("path") or "")
+    if data.get("source") == "npz":
+        return [path] if os.path.isfile(path) else []
+    if data.get("source") == "imagefolder":
+        return sorted(
+            folder
+            for split in ("train", "val", "test")
+            for folder in glob.glob(f"{path}/{split}/*")
+            if os.path.isdir(folder)
+        )
+    return []
+
+
+def tables():
+    """The files of published accuracies and costs that build_benchmark reads, where they are: it says what is missing."""
+    block = PARAMS.get("benchmark") or {}
+    sources = [block, *(block.get("further") or {}).values()]
+    paths = [(source.get(source.get("source")) or {}).get("path") for source in sources]
+    paths.append((block.get("costs") or {}).get("path"))
+    # Of NATS-Bench's folder its description stands for the 15,625 records.
+    found = [os.path.join(p, "meta.pickle.pbz2") if os.path.isdir(p) else p for p in paths if p]
+    return sorted({p for p in found if os.path.isfile(p)})
+
+
 def runs(*files):
     """Files of every run that is listed."""
     return expand(files, method=METHODS, seed=SEEDS)
@@ -95,6 +126,7 @@ rule all:
 
 rule prepare_data:
     input:
+        raw(),
         code=code("prepare_data"),
     output:
         directory("data/prepared"),
@@ -124,6 +156,7 @@ rule train_references:
 rule build_benchmark:
     input:
         expand("results/benchmark/shards/{shard}.csv", shard=SHARDS),
+        tables(),
         code=code("build_benchmark"),
     output:
         "results/benchmark/table.csv",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sumnas import seeding
 from sumnas.batchnorm import CalibrationSettings, recalibrate
-from sumnas.data import Batch, Prepared
+from sumnas.data import Batch, Prepared, Split, in_batches
 from sumnas.spaces.base import Architecture, Space, Supernet
 
 
@@ -38,18 +38,20 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, split: Batch, batch_size: int) -> Score:
-    """Score a network in evaluation mode on images [N, C, H, W] and labels [N]."""
+def evaluate(network: nn.Module, split: Split, batch_size: int) -> Score:
+    """Score a network in evaluation mode on images [N, C, H, W] and labels [N], or on a split that is streamed."""
     network.eval()
-    images, labels = split
     # Summed on the device and read once: a transfer per batch would stall an accelerator.
-    correct = torch.zeros((), dtype=torch.long, device=labels.device)
-    loss = torch.zeros((), dtype=torch.float64, device=labels.device)
-    for x, y in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
+    count, correct, loss = 0, torch.zeros(()), torch.zeros(())
+    for x, y in in_batches(split, batch_size):
+        if not count:
+            correct = torch.zeros((), dtype=torch.long, device=y.device)
+            loss = torch.zeros((), dtype=torch.float64, device=y.device)
         logits = network(x)
         correct += (logits.argmax(1) == y).sum()
         loss += F.cross_entropy(logits, y, reduction="sum")
-    return Score(100.0 * int(correct) / len(labels), float(loss) / len(labels))
+        count += len(y)
+    return Score(100.0 * int(correct) / count, float(loss) / count)
 
 
 class SubModel(nn.Module):

@@ -43,6 +43,7 @@ class RunSettings(BaseModel):
     shards: list[int] = Field(min_length=1, description="[0, 1, ...]: jobs that the pool and the scores are split into")
     threads: int = Field(ge=1, description="of a stage; another number gives other rounding, so it is a setting")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = Field(2, ge=0, description="processes that decode an image folder; no result depends on it")
 
 
 BLOCKS: dict[str, type[BaseModel]] = {
@@ -228,6 +229,8 @@ def _combinations(params: Params) -> list[str]:
     if params.data.validation + params.data.test >= 1:
         shares = params.data.validation + params.data.test
         problems.append(f"data.validation + data.test = {shares:g}: must be below 1, the rest is trained on")
+    if not params.data.validation and params.data.source != "imagefolder" and params.evaluation.split != "test":
+        problems.append("evaluation.split = 'validation': data.validation is 0, so there are no such images; set: test")
     try:
         space = spaces.build(params.space)
     except ValueError as error:

@@ -93,9 +93,7 @@ def train_network(
     network.train()
     for epoch in range(at, recipe.epochs):
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * factor(recipe.schedule, epoch / recipe.epochs)
-        for step, (((images, labels),),) in enumerate(batches.epoch(epoch), 1):
-            if step <= seen:
-                continue  # before the interruption
+        for step, (((images, labels),),) in enumerate(batches.epoch(epoch, seen), seen + 1):
             loss = F.cross_entropy(network(images), labels, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=False)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -109,7 +107,7 @@ def train_network(
         if on_epoch:
             on_epoch(epoch, mean)
         seen, total = 0, torch.zeros((), device=device)
-    scores = {split: evaluate(network, data.split(split), 512) for split in ("validation", "test")}
+    scores = {split: evaluate(network, data.split(split), 512) for split in data.held_out}
     return Trained(network, scores)
 
 

@@ -67,16 +67,15 @@ class Heldout:
     def each(self, first: int, count: int) -> Iterator[Batch]:
         """Yield the same, each made when it is asked for."""
         if first != self._next:
-            epoch, position = divmod(first, self.batches.steps)
-            self._from_next = itertools.islice(self._endless(epoch), position, None)
+            self._from_next = self._endless(*divmod(first, self.batches.steps))
         self._next = first
         for batch in itertools.islice(self._from_next, count):
             self._next += 1
             yield batch
 
-    def _endless(self, epoch: int) -> Iterator[Batch]:
+    def _endless(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for number in itertools.count(epoch):
-            for rounds in self.batches.epoch(number):
+            for rounds in self.batches.epoch(number, start if number == epoch else 0):
                 yield rounds[0][0]
 
 
@@ -135,9 +134,7 @@ def train(
     between, per_epoch = method.heldout_between, batches.steps * method.heldout
     while progress.epoch < epochs:
         first = progress.epoch * (per_epoch + between)
-        for number, rounds in enumerate(batches.epoch(progress.epoch)):
-            if number < progress.step:
-                continue  # seen before the interruption
+        for number, rounds in enumerate(batches.epoch(progress.epoch, progress.step), progress.step):
             step = progress.epoch * batches.steps + number
             extra = heldout.take(first + number * method.heldout, method.heldout) if heldout else []
             figures = {name: float(value) for name, value in method.step(rounds, extra).items()}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sumnas.methods.cream import Cream, Member, Settings
 from sumnas.spaces.base import Architecture, Supernet
-from tests.tiny import assert_only_moves, batch, network, record, smooth, weights
+from tests.tiny import assert_only_moves, batch, network, record, smooth, stop_recording, weights
 
 TOTAL = 60
 
@@ -76,7 +76,7 @@ def test_the_loss_is_the_students_and_the_teachers() -> None:
         ran = record(supernet)
         before = weights(supernet)
         figures = {key: float(value) for key, value in method.step([[(images, labels)]]).items()}
-        del supernet.forward  # the note-taking
+        stop_recording(supernet)
         path = ran[0]
         assert_only_moves(supernet, before, [path])  # not the teacher
 
@@ -96,7 +96,9 @@ def test_the_loss_is_the_students_and_the_teachers() -> None:
         ((rho * kd + (2 - rho) * ce) / 2).backward()
         for (name, p), q in zip(supernet.named_parameters(), reference.parameters(), strict=True):
             expected = torch.zeros_like(p) if q.grad is None else q.grad
-            torch.testing.assert_close((before[name] - p) / rate, expected, rtol=0, atol=1e-9, msg=name)
+            torch.testing.assert_close(
+                (before[name] - p) / rate, expected, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+            )
     assert len(seen) > 1
 
 

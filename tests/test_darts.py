@@ -116,7 +116,7 @@ def test_steps_are_those_of_plain_optimisers(order: int) -> None:
             assert figures[name] == pytest.approx(value.item(), abs=1e-11)
         torch.testing.assert_close(method.alphas, alphas, rtol=0, atol=1e-9)
         for (name, p), q in zip(supernet.named_parameters(), reference.parameters(), strict=True):
-            torch.testing.assert_close(p, q, rtol=0, atol=1e-9, msg=name)
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_alphas_find_the_operator_that_helps() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sumnas.methods.gdas import GDAS, Settings
 from sumnas.spaces.base import Supernet
-from tests.tiny import assert_only_moves, batch, network, record, smooth, weights
+from tests.tiny import assert_only_moves, batch, network, record, smooth, stop_recording, weights
 
 TOTAL = 10
 
@@ -89,7 +89,7 @@ def test_steps_are_those_of_plain_optimisers() -> None:
         before = weights(supernet)
         ran = record(supernet)
         figures = method.step([[(images, labels)]], [(held, targets)])
-        del supernet.forward  # the note-taking
+        stop_recording(supernet)
         assert_only_moves(supernet, before, ran)
 
         assert (twin.draw()[1],) == tuple(ran)
@@ -114,7 +114,7 @@ def test_steps_are_those_of_plain_optimisers() -> None:
         assert float(figures["heldout_loss"]) == pytest.approx(held_loss.item(), abs=1e-9)
         torch.testing.assert_close(method.alphas, alphas, rtol=0, atol=1e-7)
         for (name, p), q in zip(supernet.named_parameters(), reference.parameters(), strict=True):
-            torch.testing.assert_close(p, q, rtol=0, atol=1e-8, msg=name)
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
     assert method.architecture() == tuple(alphas.detach().argmax(1).tolist())
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from sumnas.methods import nsas
 from sumnas.methods.nsas import NSAS, Settings
 from sumnas.spaces.base import Architecture, Supernet
-from tests.tiny import assert_only_moves, batch, network, record, smooth, weights
+from tests.tiny import assert_only_moves, batch, network, record, smooth, stop_recording, weights
 
 
 def make(supernet: Supernet, **changes: Any) -> NSAS:
@@ -52,12 +52,37 @@ def test_the_gradient_is_that_of_path_and_set_together() -> None:
                     values.append(total())
                     p.copy_(before[name])
                 slope.view(-1)[i] = (values[0] - values[1]) / 2e-6
-            torch.testing.assert_close((before[name] - after[name]) / rate, slope, rtol=0, atol=1e-8, msg=name)
+            torch.testing.assert_close(
+                (before[name] - after[name]) / rate,
+                slope,
+                rtol=0,
+                atol=1e-8,
+                msg=lambda text, name=name: f"{name}: {text}",
+            )
             on_path = {id(q) for q in supernet.path_choices(ran[0])}
             only_in_set += bool(slope.any()) and id(p) not in on_path and id(p) not in {id(q) for q in supernet.shared}
         images, labels = given[0][0]
         assert float(figures["loss"]) == pytest.approx(float(F.cross_entropy(supernet(images, ran[0]), labels)))
     assert only_in_set > 0  # the second term does carry gradient
+
+
+def test_sharing_the_stem_changes_nothing() -> None:
+    supernet, reference = network(), network()
+    rate = 0.01
+    method = make(supernet, learning_rate=rate, schedule="constant", weight_decay=0.0, members=2)
+    for step in range(4):
+        ran = record(supernet)
+        images, labels = batch(supernet, step)
+        method.step([[(images, labels)]])
+        stop_recording(supernet)
+        shares = [1.0] if len(ran) == 1 else [0.5] + [0.5 / (len(ran) - 1)] * (len(ran) - 1)
+        reference.zero_grad()
+        for path, share in zip(ran, shares, strict=True):
+            (share * F.cross_entropy(reference(images, path), labels)).backward()
+        torch.optim.SGD(reference.parameters(), rate).step()
+        for (name, p), q in zip(supernet.named_parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+    assert len(ran) == 3
 
 
 def novelty_by_hand(path: Architecture, members: list[Architecture], k: int) -> float:

@@ -37,11 +37,13 @@ print(time.monotonic() - started)
 EVENTS = ["start", "params", "tags", "metrics", "metrics", "metrics", "end"]
 
 
-def stage(folder: Path, name: str = "a", *, seconds: float = 0.3, mode: str = "on", uri: str = "") -> Process:
-    """Start a stage in a process of its own; `uri` is MLFLOW_TRACKING_URI."""
+def stage(
+    folder: Path, name: str = "a", *, seconds: float = 0.3, mode: str = "on", uri: str = "", path: str = str(ROOT)
+) -> Process:
+    """Start a stage in a process of its own; `uri` is MLFLOW_TRACKING_URI, `path` is PYTHONPATH."""
     folder.mkdir(exist_ok=True)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "SUMNAS"))}
-    env |= {"PYTHONPATH": str(ROOT), "SUMNAS_TRACKING": mode} | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
+    env |= {"PYTHONPATH": path, "SUMNAS_TRACKING": mode} | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
     return subprocess.Popen(
         [sys.executable, "-c", STAGE, name, str(seconds)],
         cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
@@ -108,6 +110,9 @@ def test_broken_stores_cost_one_line_and_nothing_else(tmp_path: Path, closed_por
     for folder in (corrupt, locked):
         folder.mkdir()
     (corrupt / "mlflow.db").write_bytes(b"no database" * 1000)
+    fake = tmp_path / "fake"
+    (fake / "mlflow").mkdir(parents=True)
+    (fake / "mlflow/__init__.py").write_text("print('chatter', flush=True)\nraise ImportError('half installed')\n")
     holder = sqlite3.connect(locked / "mlflow.db", isolation_level=None)
     holder.execute("create table x (y)")
     holder.execute("begin exclusive")
@@ -118,12 +123,14 @@ def test_broken_stores_cost_one_line_and_nothing_else(tmp_path: Path, closed_por
         "silent": stage(tmp_path / "silent", mode="wait", uri=black_hole),
         "corrupt": stage(corrupt, mode="wait"),
         "locked": stage(locked, mode="wait"),
+        "broken": stage(tmp_path / "broken", mode="wait", path=f"{fake}{os.pathsep}{ROOT}"),
     }
     for name, process in processes.items():
         _, lines = ended(process)
         assert len(lines) == 1, (name, lines)
         assert lines[0].startswith("tracking: ") and "python -m sumnas.tracking sync" in lines[0], (name, lines)
         assert "http://127.0.0.1:" in lines[0] or "mlflow.db: " in lines[0], (name, lines)
+        assert "chatter" not in lines[0]
         assert events(tmp_path / name) == EVENTS, name
         assert senders(tmp_path / name) == [], name
     assert time.monotonic() - started < 90

@@ -75,9 +75,17 @@ def test_steps_are_those_of_the_loss_written_out(limit: float) -> None:
         penalties.append(float(figures["penalty"]))
         seen.append(norm)
         for (name, p), q in zip(supernet.named_parameters(), reference.parameters(), strict=True):
-            torch.testing.assert_close(p, q, rtol=0, atol=1e-11, msg=name)
-            torch.testing.assert_close(method.fisher[id(p)], fisher[id(q)], rtol=1e-6, atol=1e-12, msg=name)
-            torch.testing.assert_close(method.anchors[id(p)], anchors[id(q)], rtol=0, atol=1e-11, msg=name)
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                method.fisher[id(p)],
+                fisher[id(q)],
+                rtol=1e-6,
+                atol=1e-12,
+                msg=lambda text, name=name: f"{name}: {text}",
+            )
+            torch.testing.assert_close(
+                method.anchors[id(p)], anchors[id(q)], rtol=0, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}"
+            )
     assert penalties[0] == 0 and min(penalties[1:]) > 0  # no Fisher yet, then the shared parameters' at the least
     assert all(norm > limit for norm in seen) if limit < 1 else all(norm < limit for norm in seen)
 

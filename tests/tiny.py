@@ -69,14 +69,24 @@ def batch(supernet: Supernet, number: int, size: int = 6) -> Batch:
 def record(supernet: Supernet) -> list[Architecture]:
     """Let the supernet note every path it runs from now on."""
     ran: list[Architecture] = []
-    forward = supernet.forward
+    run = getattr(supernet, _noted(supernet))
 
     def noting(x: Tensor, architecture: Architecture) -> Tensor:
         ran.append(architecture)
-        return forward(x, architecture)
+        logits: Tensor = run(x, architecture)
+        return logits
 
-    supernet.forward = noting  # type: ignore[method-assign]
+    setattr(supernet, _noted(supernet), noting)
     return ran
+
+
+def stop_recording(supernet: Supernet) -> None:
+    delattr(supernet, _noted(supernet))
+
+
+def _noted(supernet: Supernet) -> str:
+    """What follows the part that paths may share, where a supernet has one and its `forward` calls it."""
+    return "forward" if type(supernet).rest is Supernet.rest else "rest"
 
 
 def assert_only_moves(supernet: Supernet, before: dict[str, Tensor], paths: list[Architecture]) -> None:

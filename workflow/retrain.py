@@ -67,7 +67,9 @@ def train_once(job: Job, space: Space, prepared: Prepared, text: str) -> tuple[d
                 "params": space.params(space.decode(text)),
                 "seed": settings.seed,
                 "test_accuracy": trained.scores["test"].accuracy,
-                "validation_accuracy": trained.scores["validation"].accuracy,
+                "validation_accuracy": trained.scores["validation"].accuracy
+                if "validation" in trained.scores
+                else None,
             }
             files.write_tensors(kept, trained.network.state_dict(), entry)
             work.clear(keep=kept.name)

@@ -39,6 +39,8 @@ class Job:
     accept_code_change: bool = False
     params_digest: str = ""
     tracker: Tracker = field(default_factory=Tracker)
+    workers: int = 0
+    """run.workers, which no stage declares: it changes no result, and so may not rerun anything."""
 
     def path(self, template: str, **names: object) -> Path:
         """Return the path of one of this job's files; `names` replace the job's own."""
@@ -81,7 +83,7 @@ class Job:
         """Load the prepared data and check that it fits the space."""
         from sumnas import data
 
-        prepared = data.load(self.path(STAGES["prepare_data"].outputs[0]), self.device)
+        prepared = data.load(self.path(STAGES["prepare_data"].outputs[0]), self.device, self.workers)
         data.check_fits(prepared, space)
         return prepared
 
@@ -121,25 +123,18 @@ class Job:
             return None
 
 
-def execute(name: str, main: Callable[[Job], str]) -> None:
-    """Run a stage from the command line. `main` returns its closing line: what was written and the main number.
+@contextlib.contextmanager
+def reporting(name: str) -> Iterator[None]:
+    """Turn a user's mistake, a file that cannot be used, and a signal into a line and an exit code.
 
-    Exit codes: 0 done, 1 a mistake that the message tells how to mend, 128 + number stopped by a signal.
+    Exit codes: 1 a mistake that the message tells how to mend, 128 + number stopped by a signal.
     """
     from sumnas.checkpoint import exit_code
     from sumnas.progress import say
 
-    started = time.time()
-    engine.watch()
-    stage = STAGES[name]
-    arguments = _arguments(stage)
     try:
         with exit_code(say):
-            job = _job(stage, arguments)
-            with tracked.run(job):
-                closing = main(job)
-                _write_run_file(job, started)
-                job.tracker.tags({"mlflow.note.content": closing})
+            yield
     except UserError as error:
         say("\n".join(f"{name}: error: {line}" for line in str(error).splitlines()))
         raise SystemExit(1) from None
@@ -148,6 +143,22 @@ def execute(name: str, main: Callable[[Job], str]) -> None:
             raise
         say(f"{name}: error: {error.filename or 'a file'}: {error.strerror}; free or change it and run this again")
         raise SystemExit(1) from None
+
+
+def execute(name: str, main: Callable[[Job], str]) -> None:
+    """Run a stage from the command line. `main` returns its closing line: what was written and the main number."""
+    from sumnas.progress import say
+
+    started = time.time()
+    engine.watch()
+    stage = STAGES[name]
+    arguments = _arguments(stage)
+    with reporting(name):
+        job = make_job(stage, arguments)
+        with tracked.run(job):
+            closing = main(job)
+            _write_run_file(job, started)
+            job.tracker.tags({"mlflow.note.content": closing})
     label = " ".join([name, *(v for k, v in job.names.items() if k in ("run", "shard"))])
     say(f"{label}: {closing} ({time.time() - started:.1f} s)")
 
@@ -175,16 +186,17 @@ def _arguments(stage: Stage) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _job(stage: Stage, arguments: argparse.Namespace) -> Job:
+def make_job(stage: Stage, arguments: argparse.Namespace) -> Job:
+    """Read params.yaml and hand out what the stage declares; without a run of `arguments`, for none in particular."""
     from sumnas import params
 
     names: dict[str, str] = {}
-    if "seed" in stage.per:
+    if "seed" in stage.per and "run" in arguments:
         method, dash, seed = arguments.run.rpartition("-")
         if not dash or not seed.isdigit():
             raise UserError(f"--run {arguments.run}: must be a method's name, '-' and a seed, such as sumnas-k2-0")
         names |= {"method": method, "seed": seed, "run": arguments.run}
-    elif "method" in stage.per:
+    elif "method" in stage.per and "method" in arguments:
         names["method"] = arguments.method
     if "shard" in stage.per:
         names["shard"] = str(arguments.shard)
@@ -196,7 +208,8 @@ def _job(stage: Stage, arguments: argparse.Namespace) -> Job:
         import torch
 
         torch.set_num_threads(chosen.threads)
-    return Job(stage, chosen, names, getattr(arguments, "accept_code_change", False), everything.digest())
+    accept = getattr(arguments, "accept_code_change", False)
+    return Job(stage, chosen, names, accept, everything.digest(), workers=everything.run.workers)
 
 
 def _write_run_file(job: Job, started: float) -> None:

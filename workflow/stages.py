@@ -19,6 +19,8 @@ SHOWN = (
 )  # fmt: skip
 """The settings that the report shows: all of the stages before it. Not `methods`, some of which may be of no run."""
 
+RAW = "data/raw"
+"""What sources read. DVC depends on the folder, Snakemake on the files of the source in use."""
 PREPARED = "data/prepared"
 SHARD = "results/benchmark/shards/{shard}.csv"
 TABLE = "results/benchmark/table.csv"
@@ -64,7 +66,7 @@ class Stage:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("prepare_data", (), ("data",), (), (PREPARED,)),
+        Stage("prepare_data", (), ("data",), (RAW,), (PREPARED,)),
         Stage(
             "train_references",
             ("shard",),
@@ -72,7 +74,7 @@ STAGES = {
             (PREPARED,),
             (SHARD,),
         ),
-        Stage("build_benchmark", (), ("run.shards", "space", "benchmark"), (SHARD,), (TABLE,)),
+        Stage("build_benchmark", (), ("run.shards", "space", "benchmark"), (SHARD, RAW), (TABLE,)),
         Stage("sample_architectures", (), ("space", "sampling"), (TABLE,), (SAMPLES,)),
         Stage("describe_method", ("method",), ("methods.{method}",), (), (METHOD,)),
         Stage(

@@ -72,7 +72,7 @@ def probes(
             paths.append(path)
     indices = prepared.balanced_draw(min(512, len(prepared.labels["train"])), seed)
     images = prepared.normalise(prepared.images["train"][indices])
-    split = prepared.split("validation")
+    split = prepared.split(prepared.held_out[0])
 
     def probe() -> float:
         losses = []

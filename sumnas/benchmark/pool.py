@@ -86,7 +86,7 @@ def _train_one(
         "seed": seed,
         "accuracy": scores["test"].accuracy,
         "loss": scores["test"].loss,
-        "validation_accuracy": scores["validation"].accuracy,
+        "validation_accuracy": scores["validation"].accuracy if "validation" in scores else "",
     }
 
 

@@ -50,10 +50,15 @@ class FairNAS(GradientMethod):
         weight = 1 / len(batches) if self.settings.round_reduction == "mean" else 1.0
         losses = []
         for ((images, labels),) in batches:
+            # The stem runs once for all paths: forward, and backward from the sum of what they ask of it.
+            common = self.supernet.common(images)
+            leaf = common.detach().requires_grad_(common.requires_grad)
             for path in strictly_fair_paths(self.layers, self.candidates, self.rng):
-                loss = F.cross_entropy(self.supernet(images, path), labels)
+                loss = F.cross_entropy(self.supernet.rest(leaf, path), labels)
                 (loss * weight).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
+            if leaf.grad is not None:
+                common.backward(leaf.grad)  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.done_steps += 1
         return {"loss": torch.stack(losses).mean(), "learning_rate": rate}

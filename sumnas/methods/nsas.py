@@ -51,17 +51,22 @@ class NSAS(GradientMethod):
         ((images, labels),) = batches[0]
         path = uniform_path(self.layers, self.candidates, self.rng)
         share = self.settings.weight if self.members else 0.0
-        loss = self._backward(images, labels, path, 1 - share)
+        # The stem runs once for all paths: forward, and backward from the sum of what they ask of it.
+        common = self.supernet.common(images)
+        leaf = common.detach().requires_grad_(common.requires_grad)
+        loss = self._backward(leaf, labels, path, 1 - share)
         # Path by path, so that one graph at a time is in memory: the gradients add up in the parameters.
-        others = [self._backward(images, labels, member, share / len(self.members)) for member in self.members]
+        others = [self._backward(leaf, labels, member, share / len(self.members)) for member in self.members]
+        if leaf.grad is not None:
+            common.backward(leaf.grad)  # type: ignore[no-untyped-call]
         self.descend([path, *self.members])
         self._renew(path)
         self.done_steps += 1
         constraint = torch.stack(others).mean() if others else torch.zeros_like(loss)
         return {"loss": loss, "learning_rate": rate, "constraint_loss": constraint}
 
-    def _backward(self, images: Tensor, labels: Tensor, path: Architecture, weight: float) -> Tensor:
-        loss = F.cross_entropy(self.supernet(images, path), labels)
+    def _backward(self, common: Tensor, labels: Tensor, path: Architecture, weight: float) -> Tensor:
+        loss = F.cross_entropy(self.supernet.rest(common, path), labels)
         (loss * weight).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 

@@ -38,6 +38,18 @@ class Supernet(nn.Module):
         """Return the choice parameters on this path, layer by layer."""
         return [p for layer, operator in zip(self.choices, architecture, strict=True) for p in layer[operator]]
 
+    def common(self, x: Tensor) -> Tensor:
+        """Return what every sub-model computes first from the images, whatever its path: here nothing, the images.
+
+        Paths with equal weights that read the same batch can share it: see `rest`.
+        """
+        return x
+
+    def rest(self, x: Tensor, architecture: Architecture) -> Tensor:
+        """Return the logits [N, classes] of one sub-model from what `common` gave."""
+        logits: Tensor = self(x, architecture)
+        return logits
+
     def forward(self, x: Tensor, architecture: Architecture) -> Tensor:
         """[N, C, H, W] images -> [N, classes] logits of one sub-model."""
         raise TypeError(f"{type(self).__name__} must define forward")

@@ -161,12 +161,21 @@ class Network(Supernet):
         architecture = architecture or self.only
         if architecture is None:
             raise ValueError("a supernet needs the architecture that is to run")
+        return self.rest(self.stem(x), architecture)
+
+    def common(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] images -> the stem's output."""
+        out: Tensor = self.stem(x)
+        return out
+
+    def rest(self, x: Tensor, architecture: Architecture) -> Tensor:
+        """Return the logits [N, classes] from the stem's output."""
         return self._run(x, plan(architecture))
 
     def forward_mixture(self, x: Tensor, weights: Tensor, architecture: Architecture | None = None) -> Tensor:
         """Run every operator of every edge, or those of `architecture`, times [edges, operators] weights."""
         table = [row.unbind() for row in weights.unbind()]
-        return self._run(x, EVERY if architecture is None else plan(architecture), table)
+        return self._run(self.stem(x), EVERY if architecture is None else plan(architecture), table)
 
     def macs(self, architecture: Architecture) -> float:
         """Multiply-adds of the sub-model as a stand-alone network, in millions."""
@@ -178,7 +187,6 @@ class Network(Supernet):
         return NASBench201(self.settings)
 
     def _run(self, x: Tensor, steps: tuple[Step, ...], weights: Sequence[Sequence[Tensor]] | None = None) -> Tensor:
-        x = self.stem(x)
         for module in self.body:
             x = module(x, steps, weights) if isinstance(module, Cell) else module(x)
         x = F.relu(self.norm(x))

@@ -84,6 +84,8 @@ def follow(path: Path) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, _stuck)
+    complaints = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever else prints does not reach the stage
     parent = os.getppid()
     os.nice(NICENESS)
     reader: log.Reader | None = None
@@ -111,13 +113,13 @@ def follow(path: Path) -> int:
     except Exception as error:
         signal.alarm(0)
         with contextlib.suppress(OSError):
-            os.write(1, f"{uri_of(Path())}: {one_line(error)}; {REMEDY}\n".encode())
+            os.write(complaints, f"{uri_of(Path())}: {one_line(error)}; {REMEDY}\n".encode())
     return 0
 
 
 def one_line(error: Exception) -> str:
     """Return the beginning of an error of MLflow's, which may be a page."""
-    first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    first, *_ = str(error).partition(" with exception")[0].strip().splitlines() or [type(error).__name__]
     return first if len(first) <= LONGEST else f"{first[:LONGEST]}..."
 
 
