@@ -53,6 +53,8 @@ def main(job: Job) -> str:
             "seed": job.seed,
             "settings_digest": job.params.digest(),
         }
+        if (derived := method.architecture()) is not None:
+            metadata["derived"] = space.encode(derived)
         files.write_tensors(job.path(WEIGHTS), supernet.state_dict(), metadata)
         work.clear()
     return f"{history[-1]['passes']} sub-model passes, loss {history[-1]['loss']:.4f} -> {job.path(WEIGHTS)}"

@@ -54,6 +54,17 @@ class Supernet(nn.Module):
         """[N, C, H, W] images -> [N, classes] logits of one sub-model."""
         raise TypeError(f"{type(self).__name__} must define forward")
 
+    def forward_mixture(self, x: Tensor, weights: Tensor, architecture: Architecture | None = None) -> Tensor:
+        """[N, C, H, W] images -> [N, classes] logits of the mixture of all operators, weighted by [layers, operators].
+
+        With `architecture` only its operators run, each still times its weight. A space may do without a mixture.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no mixture of its operators")
+
+    def macs(self, architecture: Architecture) -> float:
+        """Multiply-adds of the sub-model as a stand-alone network, in millions (see `Space.macs`)."""
+        raise NotImplementedError(f"{type(self).__name__} does not know its costs")
+
 
 class Costs:
     """Additive costs: an architecture costs `base` plus one entry per layer of `table` [layers, operators]."""

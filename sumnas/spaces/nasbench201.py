@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -46,6 +46,12 @@ class Step(NamedTuple):
     operator: int
     source: int
     target: int
+
+
+EVERY = tuple(
+    Step(edge, operator, *nodes) for edge, nodes in enumerate(EDGES) for operator in range(len(OPERATORS)) if operator
+)
+"""What a mixture runs: every operator of every edge but `none`, which adds zeros."""
 
 
 @lru_cache(maxsize=65536)
@@ -99,14 +105,16 @@ class Cell(nn.Module):
         # Plain references beside the registered ones: a dictionary look-up per edge is all that a pass then pays.
         self.operators = [{o: self.edges[e][OPERATORS[o]] for o in edge} for e, edge in enumerate(choices)]  # type: ignore[index]
 
-    def forward(self, x: Tensor, steps: tuple[Step, ...]) -> Tensor:
-        """[N, C, H, W] -> the same shape, running `steps` (see `plan`)."""
+    def forward(self, x: Tensor, steps: tuple[Step, ...], weights: Sequence[Sequence[Tensor]] | None = None) -> Tensor:
+        """[N, C, H, W] -> the same shape, running `steps` (see `plan`), each times its weight [edge][operator]."""
         nodes: list[Tensor | None] = [x, None, None, None]
         for edge, operator, source, target in steps:
             node = nodes[source]
             if node is None:  # an all-zero node, into a convolution
                 node = torch.zeros_like(x)
             value = node if operator == SKIP else self.operators[edge][operator](node)
+            if weights is not None:
+                value = value * weights[edge][operator]
             present = nodes[target]
             nodes[target] = value if present is None else present + value
         out = nodes[3]
@@ -121,6 +129,7 @@ class Network(Supernet):
 
     def __init__(self, settings: Settings, choices: Sequence[Sequence[int]], *, track: bool) -> None:
         super().__init__()
+        self.settings = settings
         width = settings.channels
         self.stem = nn.Sequential(
             nn.Conv2d(settings.image_channels, width, 3, padding=1, bias=False),
@@ -161,9 +170,25 @@ class Network(Supernet):
 
     def rest(self, x: Tensor, architecture: Architecture) -> Tensor:
         """Return the logits [N, classes] from the stem's output."""
-        steps = plan(architecture)
+        return self._run(x, plan(architecture))
+
+    def forward_mixture(self, x: Tensor, weights: Tensor, architecture: Architecture | None = None) -> Tensor:
+        """Run every operator of every edge, or those of `architecture`, times [edges, operators] weights."""
+        table = [row.unbind() for row in weights.unbind()]
+        return self._run(self.stem(x), EVERY if architecture is None else plan(architecture), table)
+
+    def macs(self, architecture: Architecture) -> float:
+        """Multiply-adds of the sub-model as a stand-alone network, in millions."""
+        return self.space.macs(architecture)
+
+    @cached_property
+    def space(self) -> NASBench201:
+        """The space that the network is of, for its costs."""
+        return NASBench201(self.settings)
+
+    def _run(self, x: Tensor, steps: tuple[Step, ...], weights: Sequence[Sequence[Tensor]] | None = None) -> Tensor:
         for module in self.body:
-            x = module(x, steps) if isinstance(module, Cell) else module(x)
+            x = module(x, steps, weights) if isinstance(module, Cell) else module(x)
         x = F.relu(self.norm(x))
         logits: Tensor = self.classifier(x.mean((2, 3)))
         return logits
