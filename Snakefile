@@ -20,8 +20,13 @@ if config:
     )
 
 
-with open("params.yaml") as file:
-    PARAMS = yaml.safe_load(file)
+try:
+    with open("params.yaml") as file:
+        PARAMS = yaml.safe_load(file)
+except FileNotFoundError:
+    raise WorkflowError("params.yaml: no such file; run from the project's root, or `make preset NAME=quick`")
+except yaml.YAMLError as error:
+    raise WorkflowError(f"params.yaml: {' '.join(str(error).split())}; run `make check`")
 try:
     RUN = PARAMS["run"]
     METHODS, SEEDS, SHARDS, THREADS = (RUN[key] for key in ("methods", "seeds", "shards", "threads"))
@@ -87,6 +92,15 @@ def tables():
 def runs(*files):
     """Files of every run that is listed."""
     return expand(files, method=METHODS, seed=SEEDS)
+
+
+onstart:
+    if os.path.exists("dvc.lock") and not glob.glob(".snakemake/metadata/*"):
+        print(
+            "The results here are DVC's. Snakemake knows nothing of the settings that made them: to adopt them as they are, "
+            "stop this and run `snakemake --touch --cores 1`. One engine per clone is simpler.",
+            file=sys.stderr,
+        )
 
 
 wildcard_constraints:

@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import threading
+import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -107,8 +108,11 @@ class ImageFiles:
             generator=torch.Generator(),  # else it would draw from the global stream
             multiprocessing_context="fork" if self.workers else None,  # shares what is imported and listed
         )  # fmt: skip
+        with warnings.catch_warnings():  # of newer Pythons, about forks beside threads: workers use none of them
+            warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+            results = iter(loader)
         try:
-            for found in loader:
+            for found in results:
                 if isinstance(found, str):
                     raise UserError(found)
                 yield found

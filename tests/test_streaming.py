@@ -159,6 +159,19 @@ def test_each_image_has_a_draw_of_its_own(prepared: Path) -> None:
     assert found <= windows and len(found) > 12
 
 
+def test_draws_follow_from_seed_epoch_stream_and_place(prepared: Path) -> None:
+    data, copies = load(prepared), torch.zeros(21, dtype=torch.long)  # one image over and over: only draws can differ
+
+    def draws(seed: int, number: int) -> list[bytes]:
+        batches = Batches(data, copies, 7, seed, RANDOM, streams=2).epoch(number)
+        return [x.numpy().tobytes() for ((streams),) in batches for images, _ in streams for x in images]
+
+    first = draws(0, 0)
+    assert first == draws(0, 0)
+    every = [*first, *draws(0, 1), *draws(1, 0)]
+    assert len(every) == 126 and len(set(every)) > 110
+
+
 def test_a_random_rectangle_needs_files(digits: Prepared) -> None:
     with pytest.raises(UserError, match="resized_crop: is for image folders only"):
         Batches(digits, torch.arange(50), 10, 0, RANDOM)

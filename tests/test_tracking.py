@@ -215,7 +215,7 @@ def test_a_log_without_an_end_is_of_a_killed_stage_unless_the_stage_lives(store:
 
 def test_an_unsent_log_is_kept_until_it_is_sent(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     track(epochs=1)
-    monkeypatch.setattr("sumnas.tracking.tracker.Follower", lambda _path: None)
+    monkeypatch.setattr("sumnas.tracking.tracker.Ticket", lambda _root, _path: None)
     monkeypatch.setenv("SUMNAS_TRACKING", "on")
     track(epochs=2)
     assert len(list(PATH.parent.glob("log.*.jsonl"))) == 1

@@ -32,6 +32,17 @@ def find(pid: int | None = None) -> tuple[str, int, str] | None:
     return None
 
 
+def hint(name: str, root: Path = Path()) -> str | None:
+    """Return what to know where DVC meets Snakemake's results, which it makes anew; None where there are none."""
+    foreign = name == "dvc" and (root / ".snakemake/metadata").is_dir() and not (root / "dvc.lock").exists()
+    if not foreign:
+        return None
+    return (
+        "the results here are Snakemake's, and DVC makes all of them anew; to adopt them as they are, stop this and "
+        "run `dvc commit -f`. One engine per clone is simpler."
+    )
+
+
 def watch(seconds: float = SECONDS) -> str:
     """Look at the engine from a thread, and send this process SIGTERM once it is gone; return the engine's name.
 

@@ -150,8 +150,9 @@ def execute(name: str, main: Callable[[Job], str]) -> None:
     from sumnas.progress import say
 
     started = time.time()
-    engine.watch()
-    stage = STAGES[name]
+    stage, started_by = STAGES[name], engine.watch()
+    if name == "prepare_data" and (text := engine.hint(started_by)) is not None:  # the first of a run
+        say(f"{name}: {text}")
     arguments = _arguments(stage)
     with reporting(name):
         job = make_job(stage, arguments)

@@ -8,7 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
-from sumnas.tracking.follow import follow, one_line
+from sumnas.tracking.serve import one_line, serve
 from sumnas.tracking.store import SQLITE, Store, uri_of
 from sumnas.tracking.sync import sync
 
@@ -25,11 +25,10 @@ def main() -> int:
                          help="where to look for logs (default: results and data/prepared)")  # fmt: skip
     command = commands.add_parser("ui", help="start MLflow's pages for this project's runs")
     command.add_argument("--port", type=int, default=5000)
-    command = commands.add_parser("follow", help="what a stage starts for itself")
-    command.add_argument("log", type=Path)
+    commands.add_parser("serve", help="what stages start for themselves: send their logs as they grow")
     arguments = parser.parse_args()
-    if arguments.command == "follow":
-        return follow(arguments.log)
+    if arguments.command == "serve":
+        return serve(Path())
     if arguments.command == "ui":
         return ui(arguments.port)
     return send(arguments.results or FOLDERS)

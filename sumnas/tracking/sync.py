@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sumnas.tracking import log
+from sumnas.tracking import log, queue
 from sumnas.tracking.store import Store
 
 PATTERN, ASIDE = "*log*.jsonl", re.compile(r"log\.[0-9a-f]{8}\.jsonl$")
@@ -25,7 +25,7 @@ class Report:
 
 def sync(store: Store, folders: Iterable[Path]) -> Report:
     """Send every log under `folders`. Running it again sends nothing. Any exception of MLflow's."""
-    report = Report()
+    report, arrived = Report(), set[str]()
     for path in sorted({path for folder in folders for path in folder.rglob(PATTERN)}):
         running = log.running(path)  # asked first: what ends in between counts as running
         lines = log.read(path)
@@ -40,8 +40,12 @@ def sync(store: Store, folders: Iterable[Path]) -> Report:
             continue
         if not sender.ended:
             sender.killed()
+        arrived.add(lines[0]["run"])
         if ASIDE.search(path.name):
             path.unlink()  # an older run's, kept only until it is sent
         else:
             log.mark_sent(path, lines, store.uri)
+    for ticket in (store.root / queue.FOLDER).glob("*.json"):
+        if (queue.read(ticket) or {}).get("run") in arrived:
+            queue.remove(ticket)
     return report

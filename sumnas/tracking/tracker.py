@@ -1,4 +1,4 @@
-"""What a stage calls: it writes lines to the log, wakes the sender, and never stops the stage."""
+"""What a stage calls: it writes lines to the log, queues up for MLflow, and never stops the stage."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any, Concatenate, ParamSpec
 from sumnas import files
 from sumnas.progress import say
 from sumnas.tracking import log
-from sumnas.tracking.follow import Follower
+from sumnas.tracking.queue import Ticket
 
 P = ParamSpec("P")
 SHARE, SECONDS, PATIENCE = 0.05, 10.0, 120.0
-"""A stage waits for its sender for at most this share of its own time, and at most so long; PATIENCE with `wait`."""
+"""A stage waits for MLflow for at most this share of its own time, and at most so long; PATIENCE with `wait`."""
 
 
 def _guarded(method: Callable[Concatenate[Tracker, P], None]) -> Callable[Concatenate[Tracker, P], None]:
@@ -63,9 +63,9 @@ class Tracker:
         self._writer: log.Writer | None = None
         self._known: set[tuple[str, int]] = set()
         self._failed = self._warned = False
-        self._follower: Follower | None = None
+        self._ticket: Ticket | None = None
         if path and self.mode != "off":
-            self._start(path)
+            self._queue_up(path)
 
     @contextlib.contextmanager
     def careful(self) -> Iterator[None]:
@@ -76,8 +76,8 @@ class Tracker:
             self._warn(f"{type(error).__name__}: {error}; the stage goes on untracked")
 
     @_guarded
-    def _start(self, path: Path) -> None:
-        self._follower = Follower(path)
+    def _queue_up(self, path: Path) -> None:
+        self._ticket = Ticket(Path(), path)
 
     @property
     def begun(self) -> bool:
@@ -99,6 +99,7 @@ class Tracker:
             for entry in old:
                 if entry.get("event") == "metrics":
                     self._known |= {(name, entry["step"]) for name in entry["values"]}
+            self._begun(old[0]["run"])
             self._write("resume")
         else:
             self._open(folder.name)
@@ -122,13 +123,13 @@ class Tracker:
         self._write("artifact", path=path.as_posix(), sha256=files.sha256(path))
 
     def end(self, status: str) -> None:
-        """Track how the run ended (FINISHED, FAILED or KILLED), and wait a little for the sender."""
+        """Track how the run ended (FINISHED, FAILED or KILLED), and wait a little until that has arrived."""
         self._end(status)
-        if self._follower is not None:
+        if self._ticket is not None:
             taken = time.monotonic() - self._started
             patience = PATIENCE if self.mode == "wait" else min(SECONDS, SHARE * taken)
             with contextlib.suppress(OSError):
-                self._warn(self._follower.finish(patience))
+                self._warn(self._ticket.finish(patience))
 
     @_guarded
     def _end(self, status: str) -> None:
@@ -147,17 +148,19 @@ class Tracker:
             log.line("tags", values=_texts(self._tags)),
         ]
         self._writer = log.Writer.anew(self.path, lines, keep=self.mode != "off")
-        if self._follower is not None:
-            self._follower.wake()
+        self._begun(key)
+
+    def _begun(self, run: str) -> None:
+        if self._ticket is not None:
+            self._ticket.begun(run)
 
     def _write(self, event: str, **fields: object) -> None:
         if self._writer is None:
             self._open()
         assert self._writer is not None
         self._writer.write(log.line(event, **fields))
-        if self._follower is not None:
-            self._follower.wake()
-            self._warn(self._follower.complaint())
+        if self._ticket is not None:
+            self._warn(self._ticket.complaint())
 
     def _warn(self, text: str | None) -> None:
         if text and not self._warned:
