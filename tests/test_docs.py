@@ -50,6 +50,21 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert (ROOT / document.parent / target.split("#")[0]).exists(), f"{document}: {target}"
 
 
+def test_every_strategy_has_its_paragraph_and_formula() -> None:
+    from sumnas.methods import base
+
+    text = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    sections = re.split(r"^## ", text, flags=re.M)
+    for name in base.names():
+        assert f"| `{name}` |" in text, name
+        (own,) = [s for s in sections if re.search(rf"^`sumnas\.methods\.{name}\.\w+`", s, re.M)]
+        assert re.search(r"^    \S", own, re.M), f"{name}: no formula"
+        fields = set(base.module_of(name).Settings.model_fields)
+        named = set(re.findall(r"`([a-z_]+)(?:: [^`]*)?`", own))
+        columns = set(re.findall(r"`([a-z_]+)", own.partition("Followed")[2]))
+        assert named <= fields | columns | {"skip_connect", "tau"}, f"{name}: {named - fields - columns}"
+
+
 def test_the_methods_page_names_real_settings() -> None:
     from sumnas.methods.sumnas import Settings
 
