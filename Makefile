@@ -6,7 +6,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 READY := $(VENV)/.ready
 
-.PHONY: help setup repro snakemake test lint types check preset readme ui sync clean
+.PHONY: help setup repro snakemake test test-faults lint types check preset readme ui sync clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,8 +27,11 @@ snakemake: setup ## run the whole pipeline with Snakemake, two jobs at a time
 	snakemake --cores 2
 	@echo && cat results/summary/table.md
 
-test: setup ## run the tests
+test: setup ## run the tests (about six minutes)
 	python -m pytest
+
+test-faults: setup ## kill stages at random moments and compare what comes out
+	python -m pytest tests/faults
 
 lint: setup ## check the style of Python and Snakemake files
 	ruff check .

@@ -1,5 +1,6 @@
 # The pipeline for Snakemake: the same stages, commands, settings and files as dvc.yaml (a test compares them).
 # No torch, mlflow or dvc import here: Snakemake parses this file again inside every job.
+import glob
 import os
 import sys
 
@@ -19,8 +20,13 @@ if config:
     )
 
 
-with open("params.yaml") as file:
-    PARAMS = yaml.safe_load(file)
+try:
+    with open("params.yaml") as file:
+        PARAMS = yaml.safe_load(file)
+except FileNotFoundError:
+    raise WorkflowError("params.yaml: no such file; run from the project's root, or `make preset NAME=quick`")
+except yaml.YAMLError as error:
+    raise WorkflowError(f"params.yaml: {' '.join(str(error).split())}; run `make check`")
 try:
     RUN = PARAMS["run"]
     METHODS, SEEDS, SHARDS, THREADS = (RUN[key] for key in ("methods", "seeds", "shards", "threads"))
@@ -53,9 +59,48 @@ def code(stage):
     return of_stage(stage, SPACE)
 
 
+def raw():
+    """The files of a source of one's own, where they are: prepare_data says what is missing. Others have checksums.
+
+    Of an image folder its folders, which tell of images that come and go.
+    """
+    data = PARAMS.get("data") or {}
+    path = os.path.expanduser(data.get("path") or "")
+    if data.get("source") == "npz":
+        return [path] if os.path.isfile(path) else []
+    if data.get("source") == "imagefolder":
+        return sorted(
+            folder
+            for split in ("train", "val", "test")
+            for folder in glob.glob(f"{path}/{split}/*")
+            if os.path.isdir(folder)
+        )
+    return []
+
+
+def tables():
+    """The files of published accuracies and costs that build_benchmark reads, where they are: it says what is missing."""
+    block = PARAMS.get("benchmark") or {}
+    sources = [block, *(block.get("further") or {}).values()]
+    paths = [(source.get(source.get("source")) or {}).get("path") for source in sources]
+    paths.append((block.get("costs") or {}).get("path"))
+    # Of NATS-Bench's folder its description stands for the 15,625 records.
+    found = [os.path.join(p, "meta.pickle.pbz2") if os.path.isdir(p) else p for p in paths if p]
+    return sorted({p for p in found if os.path.isfile(p)})
+
+
 def runs(*files):
     """Files of every run that is listed."""
     return expand(files, method=METHODS, seed=SEEDS)
+
+
+onstart:
+    if os.path.exists("dvc.lock") and not glob.glob(".snakemake/metadata/*"):
+        print(
+            "The results here are DVC's. Snakemake knows nothing of the settings that made them: to adopt them as they are, "
+            "stop this and run `snakemake --touch --cores 1`. One engine per clone is simpler.",
+            file=sys.stderr,
+        )
 
 
 wildcard_constraints:
@@ -85,11 +130,17 @@ rule all:
         runs("results/retrain/{method}-{seed}/metrics.json"),
         "results/summary/metrics.json",
         "results/summary/table.md",
+        "results/summary/settings.yaml",
+        "results/summary/report.html",
         "results/summary/kendall_tau.svg",
+        "results/summary/training.svg",
+        "results/summary/submodels.svg",
+        "results/summary/cells.svg",
 
 
 rule prepare_data:
     input:
+        raw(),
         code=code("prepare_data"),
     output:
         directory("data/prepared"),
@@ -119,6 +170,7 @@ rule train_references:
 rule build_benchmark:
     input:
         expand("results/benchmark/shards/{shard}.csv", shard=SHARDS),
+        tables(),
         code=code("build_benchmark"),
     output:
         "results/benchmark/table.csv",
@@ -272,6 +324,7 @@ rule retrain:
 
 rule summarize:
     input:
+        runs("results/supernet/{method}-{seed}/weights.safetensors"),
         runs("results/supernet/{method}-{seed}/history.csv"),
         runs("results/ranking/{method}-{seed}/metrics.json"),
         runs("results/ranking/{method}-{seed}/predictions.csv"),
@@ -281,7 +334,12 @@ rule summarize:
     output:
         "results/summary/metrics.json",
         report("results/summary/table.md", caption="workflow/report/table.rst", category="Summary"),
+        "results/summary/settings.yaml",
+        "results/summary/report.html",
         report("results/summary/kendall_tau.svg", caption="workflow/report/kendall_tau.rst", category="Summary"),
+        report("results/summary/training.svg", caption="workflow/report/training.rst", category="Summary"),
+        report("results/summary/submodels.svg", caption="workflow/report/submodels.rst", category="Summary"),
+        report("results/summary/cells.svg", caption="workflow/report/cells.rst", category="Summary"),
     log:
         "logs/summarize.log",
     params:

@@ -15,6 +15,12 @@ class Augmentation(BaseModel):
 
     flip: bool = Field(False, description="mirror half of the images")
     crop_padding: int = Field(0, ge=0, description="pad with this many zero pixels, then crop back at random")
+    resized_crop: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="image folders only: a random rectangle of at least this share of the area, resized",
+    )
 
 
 def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:

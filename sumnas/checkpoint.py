@@ -15,10 +15,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sumnas import files
 from sumnas.errors import UserError
+from sumnas.progress import say
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -32,6 +36,15 @@ class Interrupted(Exception):
         self.number = number
 
 
+def interval() -> float:
+    """Return the seconds between two checkpoints of a training: $SUMNAS_CHECKPOINT_SECONDS, or 60."""
+    text = os.environ.get("SUMNAS_CHECKPOINT_SECONDS") or "60"
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"SUMNAS_CHECKPOINT_SECONDS = {text!r}: must be a number of seconds, such as 60") from None
+
+
 def root() -> Path:
     """Return the folder of all work: $SUMNAS_CHECKPOINTS, or `sumnas` in the user's cache directory."""
     import platformdirs
@@ -42,10 +55,14 @@ def root() -> Path:
 class Work:
     """One stage's folder under one digest. Use as a context manager: it holds the lock."""
 
-    def __init__(self, stage: str, digest: str, *, wait: bool = False) -> None:
+    def __init__(
+        self, stage: str, digest: str, *, wait: bool = False, settings: str = "", accept_code_change: bool = False
+    ) -> None:
+        """`settings` is the digest without the source files: with `accept_code_change` it is enough to take work up."""
         self.folder = root() / stage / digest[:32]
-        self.wait = wait
+        self.wait, self.settings, self.accept_code_change = wait, settings, accept_code_change
         self.signalled: int | None = None
+        self.interval = interval()
         self._saved_at = time.monotonic()
 
     def __enter__(self) -> Work:
@@ -65,6 +82,10 @@ class Work:
             raise UserError(
                 f"{self.folder}: another process is doing this very work; wait for it, or end it and start again"
             ) from None
+        if self.settings:
+            files.write_text(self.folder / "settings", self.settings)
+            if self.accept_code_change:
+                self._adopt()
         self._handlers = {number: signal.signal(number, self._signal) for number in SIGNALS}
         return self
 
@@ -83,9 +104,23 @@ class Work:
         if self.signalled is not None:
             raise Interrupted(self.signalled)
 
-    def due(self, seconds: float) -> bool:
-        """Whether a signal has arrived, or the last checkpoint is older than `seconds`."""
-        return self.signalled is not None or time.monotonic() - self._saved_at > seconds
+    def due(self) -> bool:
+        """Whether a signal has arrived, or the last checkpoint is old enough for the next."""
+        return self.signalled is not None or time.monotonic() - self._saved_at > self.interval
+
+    def _adopt(self) -> None:
+        """Take over the newest work of the same settings and inputs that other source files have begun."""
+        if any(path.name not in ("lock", "settings") for path in self.folder.iterdir()):
+            return
+        found = [p.parent for p in self.folder.parent.glob("*/settings")
+                 if p.parent != self.folder and p.read_text() == self.settings]  # fmt: skip
+        for folder in sorted(found, key=lambda f: f.stat().st_mtime, reverse=True):
+            with Work(folder.parent.name, folder.name):
+                for path in folder.iterdir():
+                    if path.name not in ("lock", "settings"):
+                        os.replace(path, self.folder / path.name)
+            say(f"going on with what other source files have begun: {folder}")
+            return
 
     def save(self, state: dict[str, Any]) -> None:
         """Write a checkpoint; the one before it stays until this one is whole."""
@@ -101,7 +136,7 @@ class Work:
             os.replace((self.folder / "next").with_suffix(suffix), current.with_suffix(suffix))
         self._saved_at = time.monotonic()
 
-    def load(self, say: Callable[[str], None] = lambda _text: None) -> dict[str, Any] | None:
+    def load(self) -> dict[str, Any] | None:
         """Return the newest whole checkpoint, or None; says so where a damaged one is passed over."""
         import torch
 
@@ -117,6 +152,17 @@ class Work:
                 return state
             say(f"{path}: damaged checkpoint, passed over")
         return None
+
+    def resumable(self, key: str) -> dict[str, Any]:
+        """Return `state` and `on_step` for a training that this work's checkpoint is for: see `train_network`."""
+        kept = self.load()
+
+        def on_step(capture: Callable[[], dict[str, Any]]) -> None:
+            if self.due():
+                self.save({"key": key, "state": capture()})
+            self.stop_if_asked()
+
+        return {"state": kept["state"] if kept and kept["key"] == key else None, "on_step": on_step}
 
     def remember(self, key: str, make: Callable[[], T]) -> T:
         """Return the JSON-ready value kept under `key`, or make and keep it. Stops between two, where asked to."""
@@ -134,17 +180,37 @@ class Work:
         files.write_json(path, {"key": key, "value": plain, "sha256": files.digest(plain)})
         return plain
 
-    def clear(self) -> None:
-        """Delete the work: its result is whole elsewhere."""
+    def remember_tensors(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the tensors kept under `key`, or make and keep them, as `remember` does with JSON."""
+        path = self.folder / "done" / f"{files.digest(key)[:32]}.safetensors"
+        seal = path.with_suffix(".sha256")
+        if path.exists() and seal.exists() and seal.read_text() == files.sha256(path):
+            return files.read_tensors(path)[0]
+        self.stop_if_asked()
+        tensors = make()
+        files.write_tensors(path, tensors, {"key": key})
+        files.write_text(seal, files.sha256(path))
+        return tensors
+
+    def clear(self, keep: str = "") -> None:
+        """Delete the work, but for the file `keep`: its result is whole there or elsewhere."""
         for path in self.folder.iterdir():
-            if path.name == "lock":
+            if path.name in ("lock", keep):
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def exit_code(say: Callable[[str], None]) -> Iterator[None]:
-    """Turn an interruption into the exit code that shells use for its signal: 128 + number."""
+    """Turn an interruption into the exit code that shells use for its signal: 128 + number.
+
+    Outside of a Work, which saves first, a signal stops at once; files being written are taken back.
+    """
+
+    def stop_now(number: int, _frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, stop_now) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     except Interrupted as stop:
@@ -153,3 +219,6 @@ def exit_code(say: Callable[[str], None]) -> Iterator[None]:
     except KeyboardInterrupt:
         say("stopped; nothing half-written is left")
         raise SystemExit(130) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,21 +1,21 @@
-"""Prepared data, served from memory in seeded batches."""
+"""Prepared data, served in seeded batches: from memory, or streamed from the files of an image folder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from sumnas import files, seeding
+from sumnas import manifest as manifests
+from sumnas import seeding
 from sumnas.augmentation import Augmentation, augment
 from sumnas.errors import UserError
-from sumnas.preparation import SPLITS
+from sumnas.streaming import ImageFiles, Key, read_listing
 
 if TYPE_CHECKING:
     from sumnas.spaces.base import Space
@@ -26,9 +26,12 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Prepared:
-    """Three splits in memory as [N, H, W, C] uint8 and [N] int64, and how to normalise them."""
+    """Three splits as [N, H, W, C] uint8 and [N] int64, and how to normalise them.
 
-    images: dict[str, Tensor]
+    The images of a split lie in memory, or in files that are read when they are indexed; labels always in memory.
+    """
+
+    images: dict[str, Tensor | ImageFiles]
     labels: dict[str, Tensor]
     mean: Tensor
     std: Tensor
@@ -37,11 +40,25 @@ class Prepared:
     def normalise(self, images: Tensor) -> Tensor:
         """[N, H, W, C] uint8 -> [N, C, H, W] float32, channels_last, mean 0 and variance 1 over the training set."""
         # A permuted NHWC array already has the strides of channels_last: no copy is made for it.
+        images = images.to(self.mean.device, non_blocking=True)  # as bytes, where it is another device
         return images.to(torch.float32).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
 
-    def split(self, name: str) -> Batch:
-        """Return a whole split, normalised."""
-        return self.normalise(self.images[name]), self.labels[name]
+    def split(self, name: str) -> Split:
+        """Return a split, normalised: whole where it lies in memory, else to be read batch by batch.
+
+        UserError where it has no images: data.validation is 0.
+        """
+        images = self.images[name]
+        if name not in self.held_out and name != "train":
+            raise UserError(f"the {name} split has no images (data.validation = 0): set evaluation.split: test")
+        if isinstance(images, ImageFiles):
+            return Streamed(self, name)
+        return self.normalise(images), self.labels[name]
+
+    @property
+    def held_out(self) -> list[str]:
+        """Names of the splits that are not trained on and have images: validation first, where there is one."""
+        return [name for name in ("validation", "test") if len(self.labels[name])]
 
     def balanced_draw(self, count: int, seed: int) -> Tensor:
         """Return [count] indices of training images: a random draw with equally many of every class.
@@ -55,24 +72,63 @@ class Prepared:
         order = rng.permutation(len(labels))
         # Rank each image within its class in the shuffled order; the first `count` by rank are balanced.
         rank = np.empty(len(labels), dtype=np.int64)
-        for label in np.unique(labels):
-            members = order[labels[order] == label]
-            rank[members] = np.arange(len(members))
+        sizes = np.bincount(labels)
+        rank[order[np.argsort(labels[order], kind="stable")]] = np.concatenate([np.arange(size) for size in sizes])
         chosen = order[np.argsort(rank[order], kind="stable")][:count]
         if len(chosen) < count:
             raise UserError(f"calibration.images = {count}: the training split has only {len(labels)} images")
         return torch.from_numpy(rng.permutation(chosen))
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> Prepared:
-    """Read what preparation.prepare wrote onto `device`; UserError names a file that is absent or another."""
-    manifest = files.read_json(folder / "manifest.json")
-    images, labels = {}, {}
-    for name in SPLITS:
-        images[name] = torch.from_numpy(_read_array(folder, f"x_{name}.npy", manifest)).to(device)
-        labels[name] = torch.from_numpy(_read_array(folder, f"y_{name}.npy", manifest)).to(device)
-    mean, std = (torch.tensor(manifest[key], dtype=torch.float32, device=device) for key in ("mean", "std"))
-    return Prepared(images, labels, mean, std, len(manifest["classes"]))
+@dataclass(frozen=True)
+class Streamed:
+    """A split that is read from files, normalised, in order."""
+
+    data: Prepared
+    name: str
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yield the split in batches of `batch_size`, the last of which may be smaller."""
+        images = self.data.images[self.name]
+        assert isinstance(images, ImageFiles)
+        for x, y in zip(images.in_order(batch_size), torch.split(self.data.labels[self.name], batch_size), strict=True):
+            yield self.data.normalise(x), y
+
+
+Split = Batch | Streamed
+"""What an evaluation runs over."""
+
+
+def in_batches(split: Split, batch_size: int) -> Iterator[Batch]:
+    """Yield a split in order, in batches of `batch_size`, the last of which may be smaller."""
+    if isinstance(split, Streamed):
+        return split.batches(batch_size)
+    return zip(*(torch.split(whole, batch_size) for whole in split), strict=True)
+
+
+def load(folder: Path, device: torch.device | str = "cpu", workers: int = 0) -> Prepared:
+    """Read what preparation.prepare wrote onto `device`; UserError names a file that is absent or another.
+
+    On the CPU arrays are mapped, not copied: processes of one machine share them. `workers` decode images that lie as
+    files.
+    """
+    manifest = manifests.read(folder)
+    images: dict[str, Tensor | ImageFiles] = {}
+    labels = {}
+    for name in manifests.SPLITS:
+        if manifest.kind == "files":
+            paths, numbers, lengths = read_listing(manifests.checked(folder, f"{name}.csv", manifest))
+            root, size, crop = Path(str(manifest.root)), manifest.image_size, manifest.crop or 1.0
+            images[name] = ImageFiles(root, paths, lengths, size, crop, workers)
+            labels[name] = torch.from_numpy(numbers).to(device)
+        else:
+            for letter, target in (("x", images), ("y", labels)):
+                path = manifests.checked(folder, f"{letter}_{name}.npy", manifest)
+                # Mode c: private to this process, and writable as torch wants it; the file itself stays as it is.
+                array = np.load(path, mmap_mode="c", allow_pickle=False)
+                target[name] = torch.from_numpy(array).to(device)
+    mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (manifest.mean, manifest.std))
+    return Prepared(images, labels, mean, std, len(manifest.classes))
 
 
 def check_fits(prepared: Prepared, space: Space) -> None:
@@ -92,7 +148,7 @@ class Batches:
     """Training batches for supernet steps: `streams` independent permutations of the images per epoch.
 
     One step takes `rounds` consecutive batches of every stream. The permutations follow from (seed, epoch, stream)
-    alone, so any epoch can be started without the ones before it.
+    alone, so any epoch can be started without the ones before it, and at any step.
     """
 
     def __init__(
@@ -106,37 +162,57 @@ class Batches:
             raise UserError(
                 f"batch_size = {batch_size} (x {rounds} rounds): more than the {len(indices)} training images; lower it"
             )
+        if augmentation is not None and augmentation.resized_crop and not isinstance(data.images["train"], ImageFiles):
+            raise UserError(
+                "augmentation.resized_crop: is for image folders only, and this data lies in arrays; take crop_padding"
+            )
 
-    def epoch(self, epoch: int) -> Iterator[list[list[Batch]]]:
-        """Yield for each step a list of rounds, each a list of one batch per stream."""
-        device = self.data.labels["train"].device
-        orders, noise = [], []
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[list[list[Batch]]]:
+        """Yield for each step from number `start` on a list of rounds, each a list of one batch per stream."""
+        orders = []
         for stream in range(self.streams):
             generator = seeding.torch_stream(self.seed, "order", epoch, stream)
-            orders.append(self.indices[torch.randperm(len(self.indices), generator=generator)].to(device))
-            noise.append(seeding.torch_stream(self.seed, "augmentation", epoch, stream, device=device))
-        for step in range(self.steps):
-            rounds = []
-            for turn in range(self.rounds):
-                start = (step * self.rounds + turn) * self.batch_size
-                rounds.append(
-                    [self._batch(o[start : start + self.batch_size], n) for o, n in zip(orders, noise, strict=True)]
-                )
-            yield rounds
+            orders.append(self.indices[torch.randperm(len(self.indices), generator=generator)])
+        images = self.data.images["train"]
+        if isinstance(images, ImageFiles):
+            batches = self._from_files(images, orders, epoch, start)
+        else:
+            batches = self._from_memory(orders, epoch, start)
+        for _ in range(start, self.steps):
+            yield [[next(batches) for _ in orders] for _ in range(self.rounds)]
+
+    def _parts(self, orders: list[Tensor], start: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield stream, place in it and images of each batch from step `start` on, in the order of their use."""
+        for turn in range(start * self.rounds, self.steps * self.rounds):
+            first = turn * self.batch_size
+            for stream, order in enumerate(orders):
+                yield stream, first, order[first : first + self.batch_size]
+
+    def _from_memory(self, orders: list[Tensor], epoch: int, start: int) -> Iterator[Batch]:
+        device = self.data.labels["train"].device
+        orders = [order.to(device) for order in orders]
+        noise = [seeding.torch_stream(self.seed, "augmentation", epoch, s, device=device) for s in range(len(orders))]
+        if self.augmentation is not None and start:  # draw what the skipped batches drew
+            for stream, first, index in self._parts(orders, 0):
+                if first >= start * self.rounds * self.batch_size:
+                    break
+                self._batch(index, noise[stream])
+        for stream, _, index in self._parts(orders, start):
+            yield self._batch(index, noise[stream])
+
+    def _from_files(self, images: ImageFiles, orders: list[Tensor], epoch: int, start: int) -> Iterator[Batch]:
+        labels = self.data.labels["train"]
+        seed = seeding.derive(self.seed, "augmentation", epoch)
+        keys: Iterator[list[Key]] = (
+            [(number, stream, place) for place, number in enumerate(index.tolist(), first)]
+            for stream, first, index in self._parts(orders, start)
+        )
+        found = images.stream(keys, self.augmentation, seed, pin=labels.device.type == "cuda")
+        for (_, _, index), x in zip(self._parts(orders, start), found, strict=True):
+            yield self.data.normalise(x), labels[index.to(labels.device)]
 
     def _batch(self, index: Tensor, generator: torch.Generator) -> Batch:
         images = self.data.images["train"][index]
         if self.augmentation is not None:
             images = augment(images, self.augmentation, generator)
         return self.data.normalise(images), self.data.labels["train"][index]
-
-
-def _read_array(folder: Path, name: str, manifest: dict[str, Any]) -> NDArray[Any]:
-    path = folder / name
-    remedy = "delete the folder and run prepare_data again"
-    if not path.exists():
-        raise UserError(f"{path}: no such file; {remedy}")
-    if files.sha256(path) != manifest["sha256"].get(name):
-        raise UserError(f"{path}: not what the manifest describes (damaged or replaced); {remedy}")
-    array: NDArray[Any] = np.load(path, allow_pickle=False)
-    return array

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from sumnas.batchnorm import CalibrationSettings, recalibrate, set_statistics
-from sumnas.data import Batch, Prepared
+from sumnas import seeding
+from sumnas.batchnorm import CalibrationSettings, recalibrate
+from sumnas.data import Batch, Prepared, Split, in_batches
 from sumnas.spaces.base import Architecture, Space, Supernet
 
 
@@ -22,6 +23,11 @@ class EvaluationSettings(BaseModel):
 
     split: Literal["validation", "test"] = Field(description="images on which accuracies are predicted")
     batch_size: int = Field(ge=1)
+    adaptation_steps: int = Field(
+        0, ge=0, description="SGD steps that fit every sub-model before it is scored (sec. 3.1)"
+    )
+    adaptation_learning_rate: float = Field(0.05, gt=0, description="of these steps; momentum 0.9 as in training")
+    adaptation_batch_size: int = Field(64, ge=2, description="training images a step, the same for every sub-model")
 
 
 class Score(NamedTuple):
@@ -32,22 +38,83 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, split: Batch, batch_size: int) -> Score:
-    """Score a network in evaluation mode on images [N, C, H, W] and labels [N]."""
+def evaluate(network: nn.Module, split: Split, batch_size: int) -> Score:
+    """Score a network in evaluation mode on images [N, C, H, W] and labels [N], or on a split that is streamed."""
     network.eval()
-    images, labels = split
     # Summed on the device and read once: a transfer per batch would stall an accelerator.
-    correct = torch.zeros((), dtype=torch.long, device=labels.device)
-    loss = torch.zeros((), dtype=torch.float64, device=labels.device)
-    for x, y in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
+    count, correct, loss = 0, torch.zeros(()), torch.zeros(())
+    for x, y in in_batches(split, batch_size):
+        if not count:
+            correct = torch.zeros((), dtype=torch.long, device=y.device)
+            loss = torch.zeros((), dtype=torch.float64, device=y.device)
         logits = network(x)
         correct += (logits.argmax(1) == y).sum()
         loss += F.cross_entropy(logits, y, reduction="sum")
-    return Score(100.0 * int(correct) / len(labels), float(loss) / len(labels))
+        count += len(y)
+    return Score(100.0 * int(correct) / count, float(loss) / count)
+
+
+class SubModel(nn.Module):
+    """One architecture of a supernet that can run any: the same network, another architecture set."""
+
+    def __init__(self, network: Supernet, architecture: Architecture) -> None:
+        super().__init__()
+        self.network, self.architecture = network, architecture
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] images -> [N, classes] logits."""
+        logits: Tensor = self.network(x, self.architecture)
+        return logits
+
+
+class FitSettings(Protocol):
+    """The part of block `evaluation` that says how sub-models are fitted."""
+
+    @property
+    def adaptation_steps(self) -> int:
+        """SGD steps; 0 leaves sub-models as they are."""
+        ...
+
+    @property
+    def adaptation_learning_rate(self) -> float:
+        """Of these steps."""
+        ...
+
+    @property
+    def adaptation_batch_size(self) -> int:
+        """Images per step."""
+        ...
+
+
+class Fit:
+    """Fits sub-models to a few training batches before they are scored (sec. 3.1); with 0 steps, leaves them be."""
+
+    def __init__(self, data: Prepared, settings: FitSettings) -> None:
+        self.rate, self.batches = settings.adaptation_learning_rate, list[Batch]()
+        for step in range(settings.adaptation_steps):
+            index = data.balanced_draw(settings.adaptation_batch_size, seeding.derive(0, "fit", step))
+            self.batches.append((data.normalise(data.images["train"][index]), data.labels["train"][index]))
+
+    def __call__(self, network: nn.Module) -> None:
+        """Train an extracted network in place, on copies of its weights: the supernet's stay."""
+        if not self.batches:
+            return
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.data = parameter.detach().clone()
+                parameter.requires_grad_(True)
+        network.train()
+        optimizer = torch.optim.SGD(network.parameters(), self.rate, 0.9, foreach=True)
+        for images, labels in self.batches:
+            optimizer.zero_grad()
+            F.cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
 
 
 class Predictor:
-    """Scores sub-models of one trained supernet, which it leaves as it was."""
+    """Scores sub-models of one trained supernet, which it leaves as it was: recalibration, then a held-out split."""
 
     def __init__(
         self, space: Space, supernet: Supernet, data: Prepared, calibration: CalibrationSettings,
@@ -56,20 +123,19 @@ class Predictor:
         self.space, self.supernet, self.batch_size = space, supernet, evaluation.batch_size
         self.calibration = calibration_batches(data, calibration)
         self.split = data.split(evaluation.split)
+        self.fit = Fit(data, evaluation)
+        # One network for all: to build one for each would take longer than to score a small one.
+        self.shared = SubModel(space.tracked(supernet), ())
 
-    def recalibrated(self, architecture: Architecture) -> nn.Module:
-        """Return the sub-model with statistics of its own."""
-        network = self.space.extract(self.supernet, architecture)
-        recalibrate(network, self.calibration)
-        return network
-
-    def __call__(self, architecture: Architecture, statistics: Tensor | None = None) -> Score:
-        """Recalibrate, or take `statistics` found earlier, and score."""
-        if statistics is None:
-            network = self.recalibrated(architecture)
-        else:
+    def __call__(self, architecture: Architecture) -> Score:
+        """Recalibrate one sub-model and score it."""
+        network: nn.Module = self.shared
+        if self.fit.batches:
             network = self.space.extract(self.supernet, architecture)
-            set_statistics(network, statistics)
+            self.fit(network)
+        else:
+            self.shared.architecture = architecture
+        recalibrate(network, self.calibration)
         return evaluate(network, self.split, self.batch_size)
 
 

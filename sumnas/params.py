@@ -9,13 +9,14 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sumnas import files
 from sumnas.batchnorm import CalibrationSettings
+from sumnas.benchmark.pool import listed
 from sumnas.benchmark.settings import BenchmarkSettings
 from sumnas.errors import UserError
 from sumnas.evaluation import EvaluationSettings
@@ -24,7 +25,7 @@ from sumnas.preparation import DataSettings
 from sumnas.ranking import RankingSettings
 from sumnas.retraining import RetrainSettings
 from sumnas.sampling import SamplingSettings
-from sumnas.search import SearchSettings
+from sumnas.search import LABELS, SearchSettings
 from sumnas.spaces import base as spaces
 from sumnas.training import SupernetSettings
 
@@ -42,6 +43,7 @@ class RunSettings(BaseModel):
     shards: list[int] = Field(min_length=1, description="[0, 1, ...]: jobs that the pool and the scores are split into")
     threads: int = Field(ge=1, description="of a stage; another number gives other rounding, so it is a setting")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = Field(2, ge=0, description="processes that decode an image folder; no result depends on it")
 
 
 BLOCKS: dict[str, type[BaseModel]] = {
@@ -197,9 +199,11 @@ def _fields(model: type[BaseModel], location: list[str]) -> list[str]:
     """Return the keys that are valid at a place inside a model."""
     for part in location:
         field = model.model_fields.get(part)
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+        kinds = [] if field is None else [*get_args(field.annotation), field.annotation]  # of `Model | None`, or itself
+        models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not models:
             return []
-        model = field.annotation
+        model = models[0]
     return list(model.model_fields)
 
 
@@ -225,27 +229,43 @@ def _combinations(params: Params) -> list[str]:
     if params.data.validation + params.data.test >= 1:
         shares = params.data.validation + params.data.test
         problems.append(f"data.validation + data.test = {shares:g}: must be below 1, the rest is trained on")
+    if not params.data.validation and params.data.source != "imagefolder" and params.evaluation.split != "test":
+        problems.append("evaluation.split = 'validation': data.validation is 0, so there are no such images; set: test")
     try:
         space = spaces.build(params.space)
     except ValueError as error:
         return [*problems, str(error)]
-    smallest = space.mac_costs.base + float(space.mac_costs.table.min(1).sum())
-    for limit in params.search.limits:
-        if limit is not None and limit < smallest:
-            problems.append(
-                f"search.limits = {limit}: no architecture has so few MACs; the smallest has {smallest:.6g} million"
-            )
+    problems += _limits(params.search, space)
+    if params.benchmark.source in ("nats", "nasbench201") and params.space.name != "nasbench201":
+        problems.append(f"benchmark.source = {params.benchmark.source!r}: needs space.name: nasbench201")
     pool = params.benchmark.pool
     if params.benchmark.source == "pool":
-        if pool.architectures > space.size:
+        wanted = pool.architectures
+        if isinstance(wanted, list):
+            try:
+                wanted = len(listed(space, wanted))
+            except UserError as error:
+                return [*problems, str(error)]
+        if wanted > space.size:
+            problems.append(f"benchmark.pool.architectures = {wanted}: the space has only {space.size} architectures")
+        if params.sampling.strategy == "macs" and params.sampling.count > wanted:
             problems.append(
-                f"benchmark.pool.architectures = {pool.architectures}: the space has only {space.size} architectures"
-            )
-        if params.sampling.strategy == "macs" and params.sampling.count > pool.architectures:
-            problems.append(
-                f"sampling.count = {params.sampling.count}: the benchmark has only {pool.architectures} architectures "
+                f"sampling.count = {params.sampling.count}: the benchmark has only {wanted} architectures "
                 "(benchmark.pool.architectures)"
             )
+    return problems
+
+
+def _limits(search: SearchSettings, space: spaces.Space) -> list[str]:
+    """Return the limits that no architecture meets, as far as the costs are known before the table is."""
+    problems = []
+    if (costs := space.additive(search.cost)) is not None:
+        smallest, label = costs.base + float(costs.table.min(1).sum()), LABELS[search.cost]
+        problems = [
+            f"search.limits = {limit}: no architecture has so few {label}; the smallest has {smallest:.6g} million"
+            for limit in search.limits
+            if limit is not None and limit < smallest
+        ]
     return problems
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 
 from sumnas import seeding
 from sumnas.augmentation import Augmentation
@@ -60,8 +61,13 @@ def train_network(
     recipe: Recipe,
     seed: int,
     on_epoch: Callable[[int, float], None] | None = None,
+    state: dict[str, Any] | None = None,
+    on_step: Callable[[Callable[[], dict[str, Any]]], None] | None = None,
 ) -> Trained:
     """Train one architecture from scratch on the training split; `on_epoch` gets the epoch and its mean loss.
+
+    `on_step` gets a function that returns the state after the step, for torch.save; it may raise to stop. A training
+    that starts with such a `state` goes on from there to the same result.
 
     Streams depend on the seed and the architecture's string, so a network's result does not depend on which others
     are trained beside it. UserError at the first loss that is not finite.
@@ -79,20 +85,37 @@ def train_network(
     )  # fmt: skip
     for parameter in network.parameters():  # out of the loss's reach, some still decay, as in the benchmark
         parameter.grad = torch.zeros_like(parameter)
+    at, seen, total = 0, 0, torch.zeros((), device=device)
+    if state is not None:
+        network.load_state_dict(state["weights"])
+        optimizer.load_state_dict(state["optimizer"])
+        at, seen, total = state["epoch"], state["steps"], state["loss_sum"].to(device)
     network.train()
-    for epoch in range(recipe.epochs):
+    for epoch in range(at, recipe.epochs):
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * factor(recipe.schedule, epoch / recipe.epochs)
-        total = torch.zeros((), device=device)
-        for (((images, labels),),) in batches.epoch(epoch):
+        for step, (((images, labels),),) in enumerate(batches.epoch(epoch, seen), seen + 1):
             loss = F.cross_entropy(network(images), labels, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=False)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += loss.detach()
+            if on_step:
+                on_step(partial(_capture, network, optimizer, epoch, step, total))
         mean = float(total) / batches.steps
         if not math.isfinite(mean):
             raise UserError(f"{name}: the loss became {mean} in epoch {epoch + 1}; lower the recipe's learning rate")
         if on_epoch:
             on_epoch(epoch, mean)
-    scores = {split: evaluate(network, data.split(split), 512) for split in ("validation", "test")}
+        seen, total = 0, torch.zeros((), device=device)
+    scores = {split: evaluate(network, data.split(split), 512) for split in data.held_out}
     return Trained(network, scores)
+
+
+def _capture(
+    network: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, steps: int, loss_sum: Tensor
+) -> dict[str, Any]:
+    """Return what the rest of a training depends on; the random streams follow from seed and epoch."""
+    return {
+        "weights": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "steps": steps,
+        "loss_sum": loss_sum,
+    }  # fmt: skip

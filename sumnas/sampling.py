@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -130,31 +131,45 @@ def sample(
 
 
 class Feasible:
-    """The architectures of at most `limit` MACs (millions; None: no limit) that `accept` allows.
+    """The architectures whose cost is at most `limit` (None: no limit) and that `accept` allows.
 
-    MACs are `base` plus one entry per layer of `costs` [layers, candidates], in millions. `members` lists all
-    of them, once that was needed and if they are few enough.
+    The cost is `base` plus one entry per layer of `costs` [layers, candidates], such as MACs in millions; or, with
+    `measured`, what that says, and an architecture that it lacks is out. `members` lists all of them, once that was
+    needed and if they are few enough.
     """
 
     def __init__(
-        self, costs: NDArray[np.float64], base: float, limit: float | None, accept: Accept | None = None
+        self,
+        costs: NDArray[np.float64],
+        base: float,
+        limit: float | None,
+        accept: Accept | None = None,
+        measured: Mapping[Architecture, float] | None = None,
     ) -> None:
         """Describe them; nothing is drawn or listed yet."""
-        self.costs, self.base, self.limit = costs, base, limit
+        self.costs, self.base, self.limit, self.measured = costs, base, limit, measured
         self.accept: Accept = accept or (lambda architecture: True)
+        self._most = (math.inf if limit is None else limit) + HALF_A_MAC
         self._extra = costs - costs.min(axis=1, keepdims=True)
         self._least = base + float(costs.min(axis=1).sum())
-        self._slack = (math.inf if limit is None else limit) + HALF_A_MAC - self._least
+        self._slack = (self._most if measured is None else math.inf) - self._least
         self._rare = self._slack < 0
         self.members: list[Architecture] | None = [] if self._rare else None
 
-    def macs(self, architecture: Architecture) -> float:
-        """Return an architecture's multiply-adds in millions."""
+    def cost(self, architecture: Architecture) -> float:
+        """Return what the limit is on; infinite where it is not known."""
+        if self.measured is not None:
+            return self.measured.get(architecture, math.inf)
+        return self._sum(architecture)
+
+    def _sum(self, architecture: Architecture) -> float:
         return self.base + float(self.costs[np.arange(len(architecture)), list(architecture)].sum())
 
     def admits(self, architecture: Architecture) -> bool:
         """Whether the architecture is one of them."""
-        return self.macs(architecture) - self._least <= self._slack and self.accept(architecture)
+        if self.measured is not None:
+            return self.cost(architecture) <= min(self._most, sys.float_info.max) and self.accept(architecture)
+        return self._sum(architecture) - self._least <= self._slack and self.accept(architecture)
 
     def draw(self, count: int, rng: np.random.Generator, exclude: Iterable[Architecture] = ()) -> list[Architecture]:
         """Return `count` distinct members outside `exclude`, or as many as there are.
@@ -184,12 +199,14 @@ class Feasible:
         return drawn + [rest[i] for i in rng.permutation(len(rest))[: count - len(drawn)]]
 
     def smallest(self) -> float:
-        """Return the smallest MACs reachable, in millions; infinite if nothing is accepted.
+        """Return the smallest cost reachable; infinite if nothing is accepted.
 
         In a space of more than ENUMERABLE architectures `accept` is left aside: a lower bound.
         """
+        if self.measured is not None:
+            return min((cost for a, cost in self.measured.items() if self.accept(a)), default=math.inf)
         every = self._list(math.inf)
-        return self._least if every is None else min(map(self.macs, every), default=math.inf)
+        return self._least if every is None else min(map(self.cost, every), default=math.inf)
 
     def _list(self, slack: float) -> list[Architecture] | None:
         prefixes, spent = np.zeros((1, 0), dtype=np.intp), np.zeros(1)
@@ -200,7 +217,8 @@ class Feasible:
             if len(row) > ENUMERABLE:
                 return None
             prefixes, spent = np.column_stack((prefixes[row], operator)), longer[row, operator]
-        return [a for a in map(tuple, prefixes.tolist()) if self.accept(a)]
+        listed = map(tuple, prefixes.tolist())
+        return [a for a in listed if (self.accept(a) if self.measured is None else self.admits(a))]
 
     def _compose(self, rng: np.random.Generator) -> Architecture:
         architecture, slack = [0] * len(self._extra), self._slack

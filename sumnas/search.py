@@ -17,6 +17,10 @@ from sumnas.seeding import numpy_stream
 
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
 
+LABELS = {"macs": "MACs", "params": "number of parameters"}
+UNITS = {"macs": " million MACs", "params": " million parameters"}
+"""Of the costs that are sums over layers; what is measured carries its own name."""
+
 BREEDING_TRIES = 50
 """Tries allowed for each mutant or crossover wanted; what is then missing is drawn at random, as in SPOS."""
 
@@ -27,8 +31,17 @@ class SearchSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     strategy: Literal["evolution", "exhaustive"]
+    memoise: Literal["operations", "function"] = Field(
+        "operations",
+        description="exhaustive: scored once are architectures that run the same operations (equal bit by bit), or "
+        "that sum the same terms (equal up to rounding)",
+    )
     limits: tuple[Limit, ...] = Field(
-        min_length=1, description="one search each: at most so many million MACs; null is no limit"
+        min_length=1, description="one search each: at most so much of `cost`; null is no limit"
+    )
+    cost: str = Field(
+        "macs",
+        description="what is limited: macs, params (millions), or a further cost of the benchmark table by its name",
     )
     population: int = Field(default=20, ge=1, description="P: survivors of a generation")
     generations: int = Field(default=30, ge=0, description="G; 0 leaves the best of P random architectures")
@@ -50,12 +63,12 @@ class InfeasibleLimit(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Found:
-    """The best predicted architecture under one limit; `macs` and `limit` in millions, None for no limit."""
+    """The best predicted architecture under one limit; `cost` in the limit's unit; limit None: no limit."""
 
     limit: float | None
     architecture: Architecture
     predicted: float
-    macs: float
+    cost: float
 
 
 @dataclass(frozen=True)
@@ -142,14 +155,14 @@ def evolve(
         ranked = sorted(population + new, key=lambda a: (-scores(a), a))
         population = ranked[: settings.population]
         if not population:
-            raise _infeasible(feasible.limit, feasible.smallest())
+            raise _infeasible(feasible.limit, feasible.smallest(), settings.cost)
         values = [scores(a) for a in population]
         mean = float(np.mean(values))
         history.append(Generation(feasible.limit, generation, values[0], mean, values[-1], len(scores.asked)))
         if on_generation:
             on_generation(history[-1])
     best = population[0]
-    return SearchResult(Found(feasible.limit, best, scores(best), feasible.macs(best)), population, history)
+    return SearchResult(Found(feasible.limit, best, scores(best), feasible.cost(best)), population, history)
 
 
 def _breed(
@@ -185,45 +198,51 @@ def evolve_under_limits(
     base: float,
     accept: Accept | None = None,
     on_generation: Callable[[Generation], None] | None = None,
+    measured: Mapping[Architecture, float] | None = None,
 ) -> list[SearchResult]:
-    """Run `evolve` for each limit of the settings, with one memo and a random stream of its own each."""
+    """Run `evolve` for each limit of the settings, with one memo and a random stream of its own each.
+
+    Limits are on the additive cost `base` + `costs`, or on the `measured` one of single architectures.
+    """
     results = []
     for limit in settings.limits:
         rng = numpy_stream(settings.seed, "search", limit)
-        results.append(evolve(settings, scores, Feasible(costs, base, limit, accept), rng, on_generation))
+        results.append(evolve(settings, scores, Feasible(costs, base, limit, accept, measured), rng, on_generation))
     return results
 
 
 def best_under_limits(
     architectures: Sequence[Architecture],
     predicted: NDArray[np.float64],
-    macs: NDArray[np.float64],
+    costs: NDArray[np.float64],
     limits: Sequence[float | None],
+    cost: str = "macs",
 ) -> list[Found]:
     """Return the best predicted of all architectures under each limit (sec. 4.2, exhaustive search).
 
-    `predicted` and `macs` (millions) are [A], as `architectures`. Ties go to the lowest index. Equal MACs
-    meet a limit: the paper writes "<", but no architecture of NAS-Bench-201 lies on 20, 50 or 100 million.
+    `predicted` and `costs` are [A], as `architectures`; `cost` is the costs' name. Ties go to the lowest index. Equal
+    MACs meet a limit: the paper writes "<", but no architecture of NAS-Bench-201 lies on 20, 50 or 100 million.
     InfeasibleLimit (a ValueError) where nothing meets a limit.
     """
-    sizes = len(architectures), len(predicted), len(macs)
-    if len(set(sizes)) > 1 or not (np.isfinite(predicted).all() and np.isfinite(macs).all()):
+    sizes = len(architectures), len(predicted), len(costs)
+    if len(set(sizes)) > 1 or not (np.isfinite(predicted).all() and np.isfinite(costs).all()):
         raise ValueError(f"one finite prediction and one finite cost per architecture, got {sizes}")
     found = []
     for limit in limits:
-        within = np.flatnonzero(macs <= (math.inf if limit is None else limit) + HALF_A_MAC)
+        within = np.flatnonzero(costs <= (math.inf if limit is None else limit) + HALF_A_MAC)
         if not len(within):
-            raise _infeasible(limit, float(np.min(macs, initial=math.inf)))
+            raise _infeasible(limit, float(np.min(costs, initial=math.inf)), cost)
         best = within[np.argmax(predicted[within])]
-        found.append(Found(limit, architectures[best], float(predicted[best]), float(macs[best])))
+        found.append(Found(limit, architectures[best], float(predicted[best]), float(costs[best])))
     return found
 
 
-def _infeasible(limit: float | None, smallest: float) -> InfeasibleLimit:
+def _infeasible(limit: float | None, smallest: float, cost: str) -> InfeasibleLimit:
     if math.isinf(smallest):
-        return InfeasibleLimit("search: no architecture meets the conditions, whatever its MACs")
-    least = f"the smallest reachable is {smallest:.6f} million"
+        return InfeasibleLimit(f"search: no architecture meets the conditions, whatever its {LABELS.get(cost, cost)}")
+    unit = UNITS.get(cost, f" ({cost})")
+    least = f"the smallest reachable is {smallest:.6f}{unit}"
     if limit is None or smallest <= limit + HALF_A_MAC:  # then it is a bound that leaves the conditions aside
-        text = f"found nothing within {limit} million MACs that meets the conditions; without them {least}"
+        text = f"found nothing within {limit}{unit} that meets the conditions; without them {least}"
         return InfeasibleLimit(f"search.limits: {text}")
-    return InfeasibleLimit(f"search.limits: nothing is within {limit} million MACs; {least}: raise the limit")
+    return InfeasibleLimit(f"search.limits: nothing is within {limit}{unit}; {least}: raise the limit")

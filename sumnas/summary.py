@@ -62,20 +62,22 @@ def markdown(summary: dict[str, Any]) -> str:
     """Return the summary as tables to read."""
     seeds = summary["seeds"]
     references = summary["references"]
-    limits = [e["limit"] for e in next(iter(summary["methods"].values()))["found"]]
+    limits = [e["label"] for e in next(iter(summary["methods"].values()))["found"]]
     header = ["method", "Kendall tau", "95 % interval", "Spearman", "sub-model accuracy (%)"]
-    header += [f"found {_limit(limit)}: true / retrained (%)" for limit in limits]
+    header += [f"found {limit}: true / retrained (%)" for limit in limits]
     lines = [_row(header), _row(["---"] * len(header))]
     for name, m in summary["methods"].items():
         cells = [name, _spread(m["kendall_tau"], m["kendall_tau_std"]), _interval(m, "kendall_tau")]
         cells.append(_number(m["spearman_rho"]))
         cells.append(f"{m['submodel_accuracy_mean']:.2f} (spread {m['submodel_accuracy_std']:.2f})")
-        cells += [f"{_percent(e['benchmark_accuracy'])} / {_percent(e['retrained_accuracy'])}" for e in m["found"]]
+        cells += [f"{_accuracy(e)} / {_percent(e['retrained_accuracy'])}" for e in m["found"]]
         lines.append(_row(cells))
     for name, label in BASELINES.items():
         b = summary["baselines"][name]
         interval = _interval({"tau_low": b["_low"], "tau_high": b["_high"]}, "tau")
         lines.append(_row([f"*{label}*", _number(b[""]), interval, "", "", *[""] * len(limits)]))
+    oracle = [f"{_percent(e['benchmark_best'])} / " for e in next(iter(summary["methods"].values()))["found"]]
+    lines.append(_row(["*best in the table*", "", "", "", "", *oracle]))
     text = "\n".join(lines) + "\n\n"
     text += (
         f"{summary['architectures']} architectures; predicted on the {summary['split']} split; supernet seeds "
@@ -120,9 +122,12 @@ def _method(runs: Sequence[Run]) -> dict[str, Any]:
         result["found"].append(
             {
                 "limit": entry["limit"],
+                "label": limit_label(entry["limit"], runs[0].found["cost"]),
                 "architectures": [e["architecture"] for e in entries],
                 "macs": [e["macs"] for e in entries],
                 "benchmark_accuracy": _mean([e["benchmark_accuracy"] for e in entries]),
+                "benchmark_accuracy_std": _std([e["benchmark_accuracy"] for e in entries]),
+                "benchmark_best": entry["benchmark_best"],
                 "retrained_accuracy": _mean(trained),
             }
         )
@@ -155,6 +160,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if len(known) == len(values) else None
 
 
+def _std(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.std(known, ddof=1)) if len(known) == len(values) > 1 else None
+
+
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -167,6 +177,12 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def _accuracy(entry: dict[str, Any]) -> str:
+    """Return the mean true accuracy of what was found, with its spread over seeds where there are several."""
+    std = entry["benchmark_accuracy_std"]
+    return _percent(entry["benchmark_accuracy"]) + ("" if std is None else f" ± {std:.2f}")
+
+
 def _spread(value: float | None, std: float | None) -> str:
     return _number(value) if std is None else f"{_number(value)} ± {std:.3f}"
 
@@ -176,5 +192,7 @@ def _interval(values: dict[str, Any], key: str) -> str:
     return "-" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
 
 
-def _limit(limit: float | None) -> str:
-    return "without limit" if limit is None else f"< {limit:g}M"
+def limit_label(limit: float | None, cost: str) -> str:
+    """Return a limit in words, such as `< 0.3M MACs`; `cost` is the name of what is limited."""
+    unit = {"macs": "M MACs", "params": "M parameters"}.get(cost, f" {cost}")
+    return "without limit" if limit is None else f"< {limit:g}{unit}"

@@ -62,15 +62,20 @@ class Heldout:
 
     def take(self, first: int, count: int) -> list[Batch]:
         """Return batches number `first` to `first + count - 1` of the stream."""
-        if first != self._next:
-            epoch, position = divmod(first, self.batches.steps)
-            self._from_next = itertools.islice(self._endless(epoch), position, None)
-        self._next = first + count
-        return list(itertools.islice(self._from_next, count))
+        return list(self.each(first, count))
 
-    def _endless(self, epoch: int) -> Iterator[Batch]:
+    def each(self, first: int, count: int) -> Iterator[Batch]:
+        """Yield the same, each made when it is asked for."""
+        if first != self._next:
+            self._from_next = self._endless(*divmod(first, self.batches.steps))
+        self._next = first
+        for batch in itertools.islice(self._from_next, count):
+            self._next += 1
+            yield batch
+
+    def _endless(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for number in itertools.count(epoch):
-            for rounds in self.batches.epoch(number):
+            for rounds in self.batches.epoch(number, start if number == epoch else 0):
                 yield rounds[0][0]
 
 
@@ -82,8 +87,13 @@ def assemble(
     method: Method = module_of(strategy).METHOD(supernet, method_settings, 1, seed)
     batches, heldout = batches_for(method, data, settings, seed)
     # The method says what a step takes, which says how many steps there are: only now can it be told.
-    method.total_steps = settings.epochs * batches.steps
+    method.total_steps = epochs_of(method_settings, settings) * batches.steps
     return method, batches, heldout
+
+
+def epochs_of(method_settings: BaseModel, settings: SupernetSettings) -> int:
+    """Return the method's own number of epochs, or everyone's."""
+    return getattr(method_settings, "epochs", None) or settings.epochs
 
 
 def batches_for(
@@ -97,7 +107,8 @@ def batches_for(
         data, order[:cut].sort().values, settings.batch_size, seed, settings.augmentation,
         streams=method.streams, rounds=method.rounds,
     )  # fmt: skip
-    heldout = Heldout(data, order[cut:].sort().values, settings.batch_size, seed) if method.heldout else None
+    needed = method.heldout or method.heldout_between
+    heldout = Heldout(data, order[cut:].sort().values, settings.batch_size, seed) if needed else None
     return batches, heldout
 
 
@@ -120,12 +131,12 @@ def train(
     progress = progress or Progress()
     supernet = method.supernet
     supernet.train()
+    between, per_epoch = method.heldout_between, batches.steps * method.heldout
     while progress.epoch < epochs:
-        for number, rounds in enumerate(batches.epoch(progress.epoch)):
-            if number < progress.step:
-                continue  # seen before the interruption
+        first = progress.epoch * (per_epoch + between)
+        for number, rounds in enumerate(batches.epoch(progress.epoch, progress.step), progress.step):
             step = progress.epoch * batches.steps + number
-            extra = heldout.take(step * method.heldout, method.heldout) if heldout else []
+            extra = heldout.take(first + number * method.heldout, method.heldout) if heldout else []
             figures = {name: float(value) for name, value in method.step(rounds, extra).items()}
             if not math.isfinite(figures["loss"]):
                 raise UserError(
@@ -142,7 +153,7 @@ def train(
             "steps": method.done_steps,
             "passes": method.done_steps * method.passes_per_step,
             **{name: value / batches.steps for name, value in progress.sums.items()},
-            **method.end_epoch(),
+            **method.end_epoch(heldout.each(first + per_epoch, between) if heldout else ()),
         }
         if probe and (progress.epoch + 1) % probe_every == 0:
             row["probe_loss"] = probe()

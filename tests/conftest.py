@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,6 +61,30 @@ def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         Store(folder)
     return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits 0 to 2 as pictures of several sizes, kinds and colours: 45 to train, 9 to test; no test may change it."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    root, found = tmp_path_factory.mktemp("pictures"), load_digits()
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("ant", "bee", "cat")):
+        images = found.images[found.target == label][:18]
+        for number, image in enumerate(images):
+            colour = (image[..., None] / 16 * rng.integers(100, 256, 3)).astype(np.uint8)
+            picture = Image.fromarray(colour).resize((10 + number % 3 * 4, 10 + number % 4 * 3))
+            path = root / ("test" if number >= 15 else "train") / name / f"{number:02}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if number % 5 == 0:
+                picture.save(path.with_suffix((".jpg", ".JPEG")[number % 2]), "JPEG", quality=90)
+            elif number % 5 == 1:
+                picture.convert(("L", "P", "RGBA")[label]).save(path.with_suffix(".png"))
+            else:
+                picture.save(path.with_suffix(".png"))
+    return root
 
 
 @pytest.fixture(scope="session")

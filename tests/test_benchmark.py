@@ -1,17 +1,20 @@
-"""The benchmark table: from a trained pool and from CSV files."""
+"""The trained pool and the benchmark table."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import kendalltau
 
 from sumnas import files
 from sumnas.augmentation import Augmentation
-from sumnas.benchmark import importers, pool, table
-from sumnas.benchmark.settings import PoolSettings, TableSettings
+from sumnas.benchmark import pool, table
+from sumnas.benchmark.settings import PoolSettings
 from sumnas.errors import UserError
+from sumnas.ranking import RankingSettings
 from sumnas.retraining import Recipe
 from sumnas.spaces.nasbench201 import NASBench201, Settings
 
@@ -59,39 +62,41 @@ def test_shards_merge_into_the_table_in_the_order_of_the_draw(tmp_path: Path) ->
         pool.merge(paths[:1], SPACE, POOL)
 
 
-def test_the_published_table_is_read(shared_data: Path, tmp_path: Path) -> None:
-    settings = TableSettings(
-        path=str(shared_data / "nasbench201.csv"), architecture="arch", accuracy="cifar10_test_acc"
-    )
-    table.write(tmp_path / "table.csv", SPACE, importers.from_csv(settings, SPACE))
-    read = table.read(tmp_path / "table.csv", SPACE)
-    assert len(read.architectures) == 15625
-    best = int(read.accuracy.argmax())
-    assert best == 6111 and round(float(read.accuracy[best]), 4) == 94.3733
-    assert read.per_seed.shape == (15625, 0)
+def test_further_costs_are_carried(tmp_path: Path) -> None:
+    drawn = pool.draw(SPACE, POOL)
+    rng = np.random.default_rng(1)
+    truth = {a: {"0": float(rng.uniform(80, 95))} for a in drawn}
+    costs = {a: {"latency_ms": float(rng.uniform(1, 9)), "energy": float(rng.uniform(1, 9))} for a in drawn}
+    path = tmp_path / "table.csv"
+    table.write(path, SPACE, truth, costs)
+    read = table.read(path, SPACE)
+    assert list(read.costs) == ["latency_ms", "energy"] and read.per_seed.shape == (5, 0)
+    assert read.costs["energy"].tolist() == [costs[a]["energy"] for a in drawn]
+    few = read.take([3, 1])
+    assert few.architectures == [drawn[3], drawn[1]]
+    assert few.costs["latency_ms"].tolist() == [costs[drawn[i]]["latency_ms"] for i in (3, 1)]
+    path.write_text(path.read_text().replace(str(costs[drawn[2]]["energy"]), ""))
+    with pytest.raises(UserError, match=r"table\.csv, line 4: an accuracy or a cost is not a number"):
+        table.read(path, SPACE)
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("|x~0|,90", "line 2: .* has 1 edges"),
-        ("{a},abc", "line 2: could not convert"),
-        ("{a},0.9e3", "not in percent"),
-        ("{a},nan", "not in percent"),
-        ("{a},90\n{a},91", "line 3: .* comes twice"),
-        ("{a}", "line 2: not as many fields"),
-        ("", "no rows"),
-    ],
-)
-def test_a_bad_table_is_refused_by_line(row: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "given.csv"
-    path.write_text("architecture,accuracy\n" + row.replace("{a}", SPACE.encode((1, 2, 3, 4, 0, 1))) + "\n")
-    with pytest.raises(UserError, match=message):
-        importers.from_csv(TableSettings(path=str(path)), SPACE)
+def test_further_accuracies_go_through_the_table_to_the_ranking(tmp_path: Path, tiny_space: NASBench201) -> None:
+    from workflow.rank import further
 
-
-def test_a_missing_column_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "given.csv"
-    path.write_text("arch,acc\n")
-    with pytest.raises(UserError, match="no column 'architecture'; the file has arch, acc"):
-        importers.from_csv(TableSettings(path=str(path)), SPACE)
+    rng = np.random.default_rng(0)
+    architectures = list(itertools.islice(tiny_space.architectures(), 3000, 3040))
+    accuracy, other = rng.uniform(50, 90, (2, 40))
+    path = tmp_path / "table.csv"
+    known = {a: float(v) for a, v in zip(architectures, other, strict=True) if a != architectures[7]}
+    own = {a: {"0": float(v)} for a, v in zip(architectures, accuracy, strict=True)}
+    table.write(path, tiny_space, own, None, {"large_scale": known})
+    read = table.read(path, tiny_space)
+    assert np.isnan(read.further["large_scale"][7]) and np.isfinite(read.further["large_scale"]).sum() == 39
+    some = [3, 7, 30, 12, 21, 5]
+    predicted = rng.uniform(50, 90, 6)
+    found = further(read.take(some), predicted, RankingSettings(bootstrap=100))
+    keep = [0, 2, 3, 4, 5]
+    expected = kendalltau(other[[some[i] for i in keep]], predicted[keep]).statistic
+    assert found["kendall_tau_on_large_scale"] == pytest.approx(expected) and found["architectures_on_large_scale"] == 5
+    few = further(read.take([7]), predicted[:1], RankingSettings(bootstrap=100))
+    assert few["kendall_tau_on_large_scale"] is None and few["architectures_on_large_scale"] == 0

@@ -1,34 +1,24 @@
-"""Preparation, loading and batches against multisets of images, augmentation against a naive one."""
+"""Loading of prepared arrays, and batches against multisets of images."""
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare
-from sklearn.datasets import load_digits
 from torch import Tensor
 
-from sumnas.augmentation import Augmentation, augment
+from sumnas.augmentation import Augmentation
 from sumnas.data import Batches, Prepared, check_fits, load
 from sumnas.errors import UserError
-from sumnas.preparation import DataSettings, prepare
 from sumnas.spaces import nasbench201
 from sumnas.spaces.nasbench201 import NASBench201
 
 SPLITS = ("train", "validation", "test")
-SETTINGS = DataSettings(source="digits", validation=0.2, test=0.3, seed=0)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def numbered(count: int, channels: int = 1, size: int = 4) -> Prepared:
@@ -56,65 +46,6 @@ def epoch_of(batches: Batches, epoch: int) -> Numbers:
 
 def stream_of(numbers: Numbers, stream: int) -> list[int]:
     return [image for rounds in numbers for streams in rounds for image in streams[stream]]
-
-
-# Preparation.
-
-
-def test_splits_are_disjoint_and_complete(digits_folder: Path) -> None:
-    source = load_digits()
-    expected = Counter(
-        (image.astype(np.uint8).tobytes(), int(label))
-        for image, label in zip(source.images, source.target, strict=True)
-    )
-    found: Counter[tuple[bytes, int]] = Counter()
-    for split in SPLITS:
-        images, labels = (np.load(digits_folder / f"{letter}_{split}.npy") for letter in "xy")
-        assert images.dtype == np.uint8 and images.shape[1:] == (8, 8, 1)
-        assert labels.dtype == np.int64 and len(labels) == len(images)
-        found.update((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
-    assert found == expected and sum(found.values()) == 1797
-
-
-@pytest.mark.parametrize(("validation", "test"), [(0.2, 0.3), (0.5, 0.1)])
-def test_every_split_has_its_share_of_every_class(tmp_path: Path, validation: float, test: float) -> None:
-    manifest = prepare(DataSettings(source="digits", validation=validation, test=test, seed=1), tmp_path)
-    data = load(tmp_path)
-    whole = np.bincount(load_digits().target)
-    shares = {"train": 1 - validation - test, "validation": validation, "test": test}
-    for split, share in shares.items():
-        counts = torch.bincount(data.labels[split], minlength=10).numpy()
-        assert np.abs(counts - share * whole).max() < 2, split
-        assert manifest["counts"][split] == counts.sum() == len(data.images[split])
-        assert abs(counts.sum() - share * 1797) < 2
-
-
-def test_the_manifest_describes_the_data(digits_folder: Path) -> None:
-    manifest = json.loads((digits_folder / "manifest.json").read_text())
-    train = np.load(digits_folder / "x_train.npy").astype(np.float64)
-    assert manifest["mean"] == pytest.approx([train.mean()])
-    assert manifest["std"] == pytest.approx([train.std()])
-    assert (manifest["image_size"], manifest["image_channels"]) == (8, 1)
-    assert manifest["classes"] == [str(label) for label in range(10)] and manifest["source"] == "digits"
-    assert sorted([*manifest["sha256"], "manifest.json"]) == sorted(contents(digits_folder))
-
-
-def test_preparing_twice_gives_the_same_bytes(tmp_path: Path, digits_folder: Path) -> None:
-    np.random.seed(123)  # the global stream has no part in it
-    prepare(SETTINGS, tmp_path / "again")
-    assert contents(tmp_path / "again") == contents(digits_folder)
-    prepare(SETTINGS, tmp_path / "again")  # over what is there
-    assert contents(tmp_path / "again") == contents(digits_folder)
-    prepare(SETTINGS.model_copy(update={"seed": 1}), tmp_path / "other")
-    other = contents(tmp_path / "other")
-    assert all(other[f"x_{split}.npy"] != contents(digits_folder)[f"x_{split}.npy"] for split in SPLITS)
-
-
-def test_shares_must_leave_images_for_training(tmp_path: Path) -> None:
-    settings = DataSettings(source="digits", validation=0.5, test=0.5, seed=0)
-    with pytest.raises(UserError, match=r"data\.validation \+ data\.test = 1: must leave images"):
-        prepare(settings, tmp_path)
-    assert not any(tmp_path.iterdir())
 
 
 # Loading.
@@ -155,6 +86,43 @@ def test_a_truncated_manifest_is_named(tmp_path: Path, digits_folder: Path, kept
     with pytest.raises(UserError) as error:
         load(folder)
     assert str(error.value).startswith(f"{path}: damaged JSON")
+
+
+@pytest.mark.parametrize(
+    ("damage", "where"),
+    [
+        (lambda m: m.pop("classes"), r"classes: Field required"),
+        (lambda m: m.pop("sha256"), r"sha256: Field required"),
+        (lambda m: m["counts"].pop("test"), r"counts: "),
+        (lambda m: m.update(mean="bright"), r"mean: "),
+        (lambda m: m.update(kind="tables"), r"kind: "),
+        (lambda m: m.update(made_by="hand"), r"made_by: "),
+        (lambda m: [m.clear()], r"\w+: Field required"),
+    ],
+)
+def test_a_manifest_that_lacks_something_is_named(tmp_path: Path, digits_folder: Path, damage: Any, where: str) -> None:
+    folder = Path(shutil.copytree(digits_folder, tmp_path / "data"))
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    damage(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"manifest\.json: damaged manifest \({where}.*run prepare_data again$"):
+        load(folder)
+    path.write_text("[1, 2]")
+    with pytest.raises(UserError, match=r"damaged manifest \(the whole: "):
+        load(folder)
+
+
+def test_arrays_are_mapped_and_the_file_is_never_written(tmp_path: Path, digits_folder: Path) -> None:
+    folder = Path(shutil.copytree(digits_folder, tmp_path / "data"))
+    path, data = folder / "x_train.npy", load(folder)
+    before = path.read_bytes()
+    images = data.images["train"]
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
+    spans = [[int(end, 16) for end in line[0].split("-")] for line in lines]
+    assert isinstance(images, Tensor) and any(low <= images.data_ptr() < high for low, high in spans)
+    images[:] = 7
+    assert path.read_bytes() == before
 
 
 def test_loaded_is_what_was_prepared(digits: Prepared, digits_folder: Path) -> None:
@@ -311,77 +279,3 @@ def test_augmentation_of_batches_follows_from_seed_epoch_and_stream(digits: Prep
         assert torch.equal(one, other)
     draws = [image for seed in range(2) for epoch in range(4) for image in images(seed, epoch)]
     assert len({draw.numpy().tobytes() for draw in draws}) > 12  # of 24 draws from 50 possible ones
-
-
-# Augmentation.
-
-Draw = tuple[bool, int, int]
-"""Flipped, first row and first column of the crop."""
-
-
-def naive(image: np.ndarray[Any, Any], draw: Draw, padding: int) -> np.ndarray[Any, Any]:
-    """Mirror one image [H, W, C], pad it with zeros and cut out a window of its own size."""
-    flipped, top, left = draw
-    height, width, _ = image.shape
-    padded = np.zeros((height + 2 * padding, width + 2 * padding, image.shape[2]), image.dtype)
-    for row in range(height):
-        for column in range(width):
-            padded[padding + row, padding + column] = image[row, width - 1 - column if flipped else column]
-    return padded[top : top + height, left : left + width]
-
-
-def possible(image: np.ndarray[Any, Any], settings: Augmentation) -> dict[bytes, Draw]:
-    """What an image can become, and by which draw."""
-    shifts = range(2 * settings.crop_padding + 1)
-    draws = [(f, t, c) for f in ([False, True] if settings.flip else [False]) for t in shifts for c in shifts]
-    return {naive(image, draw, settings.crop_padding).tobytes(): draw for draw in draws}
-
-
-def random_images(count: int, shape: tuple[int, int, int] = (5, 7, 2)) -> Tensor:
-    generator = torch.Generator().manual_seed(4)
-    return torch.randint(1, 256, (count, *shape), generator=generator, dtype=torch.uint8)
-
-
-WAYS = [Augmentation(flip=True), Augmentation(crop_padding=2), Augmentation(flip=True, crop_padding=1)]
-
-
-@pytest.mark.parametrize("settings", WAYS, ids=str)
-def test_every_image_becomes_one_of_its_own_windows(settings: Augmentation) -> None:
-    images = random_images(200)
-    before = images.clone()
-    out = augment(images, settings, torch.Generator().manual_seed(0))
-    assert out.shape == images.shape and out.dtype == torch.uint8 and torch.equal(images, before)
-    for image, augmented in zip(images.numpy(), out.numpy(), strict=True):
-        assert augmented.tobytes() in possible(image, settings)
-
-
-@pytest.mark.parametrize("settings", WAYS, ids=str)
-def test_draws_are_uniform_and_each_image_has_its_own(settings: Augmentation) -> None:
-    image = random_images(1)
-    choices = possible(image[0].numpy(), settings)
-    assert len(choices) == (2 if settings.flip else 1) * (2 * settings.crop_padding + 1) ** 2
-    out = augment(image.expand(4000, -1, -1, -1), settings, torch.Generator().manual_seed(0))
-    draws = [choices[augmented.tobytes()] for augmented in out.numpy()]
-    counts = Counter(draws)
-    assert set(counts) == set(choices.values())
-    assert chisquare(list(counts.values())).pvalue > 1e-3
-    # Neighbours are independent: they agree as often as two draws do by chance.
-    agree = sum(a == b for a, b in zip(draws, draws[1:], strict=False)) / 3999
-    share = 1 / len(choices)
-    assert abs(agree - share) < 4 * math.sqrt(share * (1 - share) / 3999)
-
-
-def test_augmentation_follows_from_its_generator() -> None:
-    images = random_images(50)
-
-    def draw(seed: int) -> Tensor:
-        return augment(images, BOTH, torch.Generator().manual_seed(seed))
-
-    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
-
-
-def test_no_augmentation_changes_nothing_and_draws_nothing() -> None:
-    images, generator = random_images(5), torch.Generator().manual_seed(0)
-    state = generator.get_state()
-    assert torch.equal(augment(images, Augmentation(), generator), images)
-    assert torch.equal(generator.get_state(), state)

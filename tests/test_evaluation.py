@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +14,10 @@ from torch import Tensor, nn
 
 from sumnas import seeding
 from sumnas.augmentation import Augmentation
-from sumnas.batchnorm import CalibrationSettings, get_statistics, recalibrate
+from sumnas.batchnorm import CalibrationSettings, get_statistics, recalibrate, set_statistics
 from sumnas.data import Batches, Prepared
 from sumnas.errors import UserError
-from sumnas.evaluation import EvaluationSettings, Predictor, Score, calibration_batches, evaluate
+from sumnas.evaluation import EvaluationSettings, Fit, Predictor, Score, calibration_batches, evaluate
 from sumnas.retraining import Recipe, train_network
 from sumnas.schedules import factor
 from sumnas.spaces.base import Architecture, Supernet
@@ -125,9 +127,54 @@ def test_the_predictor_scores_a_recalibrated_sub_model(tiny_space: NASBench201, 
 def test_stored_statistics_give_the_same_score(tiny_space: NASBench201, digits: Prepared) -> None:
     supernet, settings = supernet_of(tiny_space), EvaluationSettings(split="validation", batch_size=128)
     predictor = Predictor(tiny_space, supernet, digits, CALIBRATION, settings)
-    statistics = get_statistics(predictor.recalibrated(ARCHITECTURE))
-    assert predictor(ARCHITECTURE, statistics) == predictor(ARCHITECTURE)
-    assert predictor(ARCHITECTURE, statistics * 2) != predictor(ARCHITECTURE)
+    for architecture in (ARCHITECTURE, UNREACHED, (0, 3, 1, 2, 4, 1)):
+        first, second = (tiny_space.extract(supernet, architecture) for _ in range(2))
+        recalibrate(first, predictor.calibration)
+        statistics = get_statistics(first)
+        set_statistics(second, statistics)
+        # The predictor runs all sub-models in one network; a network of their own gives the same, bit by bit.
+        assert evaluate(second, predictor.split, 128) == predictor(architecture)
+        set_statistics(second, statistics * 2)
+        assert evaluate(second, predictor.split, 128) != predictor(architecture)
+
+
+def test_fitting_takes_sgd_steps_on_copies(tiny_space: NASBench201, digits: Prepared) -> None:
+    supernet = supernet_of(tiny_space)
+    settings = EvaluationSettings(
+        split="validation", batch_size=128, adaptation_steps=3, adaptation_learning_rate=0.02, adaptation_batch_size=50
+    )
+    before = bytes_of(supernet)
+    fit = Fit(digits, settings)
+    assert [len(labels) for _, labels in fit.batches] == [50] * 3
+    assert all((labels.bincount() == 5).all() for _, labels in fit.batches)
+    network = tiny_space.extract(supernet, ARCHITECTURE)
+    # By hand: theta <- theta - lr * v, v <- 0.9 v + gradient, one parameter at a time.
+    alone = tiny_space.network(ARCHITECTURE)
+    held = alone.state_dict()
+    alone.load_state_dict({n: v for n, v in supernet.state_dict().items() if n in held}, strict=False)
+    velocity: dict[str, Tensor] = {}
+    for images, labels in fit.batches:
+        alone.train()
+        loss = F.cross_entropy(alone(images), labels)
+        gradients = torch.autograd.grad(loss, list(alone.parameters()), allow_unused=True)
+        with torch.no_grad():
+            for (name, p), g in zip(alone.named_parameters(), gradients, strict=True):
+                if g is not None:
+                    velocity[name] = g if name not in velocity else 0.9 * velocity[name] + g
+                    p -= 0.02 * velocity[name]
+    fit(network)
+    for name, p in alone.named_parameters():
+        torch.testing.assert_close(dict(network.named_parameters())[name].detach(), p.detach(), msg=name)
+    assert bytes_of(supernet) == before
+    # The predictor fits first, and is otherwise the same.
+    recalibrate(network, calibration_batches(digits, CALIBRATION))
+    predictor = Predictor(tiny_space, supernet, digits, CALIBRATION, settings)
+    assert predictor(ARCHITECTURE) == evaluate(network, digits.split("validation"), 128)
+    unfitted = Predictor(
+        tiny_space, supernet, digits, CALIBRATION, EvaluationSettings(split="validation", batch_size=128)
+    )
+    assert unfitted(ARCHITECTURE) != predictor(ARCHITECTURE)
+    assert bytes_of(supernet) == before
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -266,3 +313,32 @@ def test_schedules() -> None:
     assert [factor("constant", t) for t in (0.0, 0.3, 1.0)] == [1.0] * 3
     for t, expected in ((0.0, 1.0), (1 / 3, 0.75), (0.5, 0.5), (2 / 3, 0.25), (1.0, 0.0)):
         assert factor("cosine", t) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 8, 9])
+def test_a_training_that_goes_on_gives_the_same_bytes(
+    tiny_space: NASBench201, digits: Prepared, stop: int, tmp_path: Path
+) -> None:
+    how = recipe(epochs=3, batch_size=200, augmentation=Augmentation(flip=True, crop_padding=1))  # 4 steps an epoch
+    losses: list[float] = []
+    whole = train_network(tiny_space, ARCHITECTURE, digits, how, 3, lambda _epoch, loss: losses.append(loss))
+    steps, again = 0, losses[: (stop - 1) // 4]
+
+    class Stop(Exception):
+        pass
+
+    def on_step(capture: Callable[[], dict[str, Any]]) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == stop:
+            torch.save(capture(), tmp_path / "state.pt")
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_network(tiny_space, ARCHITECTURE, digits, how, 3, on_step=on_step)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed = train_network(
+        tiny_space, ARCHITECTURE, digits, how, 3, lambda _epoch, loss: again.append(loss), state=state
+    )
+    assert bytes_of(resumed.network) == bytes_of(whole.network) and resumed.scores == whole.scores
+    assert again == losses

@@ -102,13 +102,16 @@ def weights(supernet: nn.Module) -> dict[str, Tensor]:
 def record(supernet: Supernet) -> list[Architecture]:
     """Let the supernet note every path it runs from now on."""
     ran: list[Architecture] = []
-    forward = supernet.forward
+    # What follows the part that paths may share, where a supernet has one: `forward` calls it then, else it `forward`.
+    name = "forward" if type(supernet).rest is Supernet.rest else "rest"
+    run = getattr(supernet, name)
 
     def noting(x: Tensor, architecture: Architecture) -> Tensor:
         ran.append(architecture)
-        return forward(x, architecture)
+        logits: Tensor = run(x, architecture)
+        return logits
 
-    supernet.forward = noting  # type: ignore[method-assign]
+    setattr(supernet, name, noting)
     return ran
 
 
@@ -225,7 +228,7 @@ def test_spos_step_is_sgd_on_the_path_and_decay_reaches_its_dead_edges(monkeypat
         assert float(figures["loss"]) == pytest.approx(loss.item(), abs=1e-12)
         assert figures["learning_rate"] == pytest.approx(now)
         for (name, p), q in zip(supernet.named_parameters(), reference.parameters(), strict=True):
-            torch.testing.assert_close(p, q, rtol=0, atol=1e-12, msg=name)
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
         if step == 0:
             for name, p in supernet.named_parameters():
                 if id(p) in {id(q) for q in supernet.choices[0][CONV3]}:
@@ -270,7 +273,7 @@ def test_fairnas_step_is_the_sum_of_the_paths_gradients(
                 v.mul_(momentum).add_(g / (rounds if reduction == "mean" else 1)).add_(p, alpha=decay)
                 p.sub_(rate * v)
         for (name, p), q in zip(supernet.named_parameters(), parameters, strict=True):
-            torch.testing.assert_close(p, q, rtol=0, atol=1e-12, msg=name)
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
         assert float(figures["loss"]) == pytest.approx(np.mean(losses), abs=1e-12)
         assert figures["learning_rate"] == pytest.approx(rate)
 

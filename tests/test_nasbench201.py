@@ -252,15 +252,44 @@ def test_counting_costs_leaves_the_random_stream_alone() -> None:
 # The network.
 
 
-def test_plan_leaves_out_only_edges_that_cannot_reach_the_output() -> None:
+def test_plan_leaves_out_only_what_changes_nothing() -> None:
     sources = {index: (source, node) for node, edges in INTO.items() for index, source in edges}
     for architecture in ALL:
-        useful = sorted({edge for path in paths(architecture) for edge in path})
+        # Whatever flows starts at the input, or at a convolution (of zeros it gives the normalisation's shift).
+        starts = {path: sources[path[0]][0] == 0 for path in paths(architecture)}
+        flowing = [p for p, input_ in starts.items() if input_ or architecture[p[0]] in (CONV1, CONV3)]
+        useful = {edge for path in flowing for edge in path}
         assert [tuple(step) for step in plan(architecture)] == [
-            (edge, architecture[edge], *sources[edge]) for edge in useful
+            (edge, architecture[edge], *sources[edge]) for edge in sorted(useful)
         ]
-        from_input = any(sources[path[0]][0] == 0 for path in paths(architecture))
-        assert PAPER.connected(architecture) == from_input
+        assert PAPER.connected(architecture) == any(starts.values())
+
+
+def test_architectures_with_equal_keys_give_equal_logits() -> None:
+    """10,405 cases run different operations, 8,720 sum different terms (counted independently)."""
+    for flatten, count in ((False, 10_405), (True, 8_720)):
+        groups: dict[Any, list[Architecture]] = {}
+        for architecture in ALL:
+            groups.setdefault(PAPER.equivalence(architecture, flatten=flatten), []).append(architecture)
+        assert len(groups) == count
+        of = space()
+        supernet, x = supernet_of(of), images_for(of, 4)
+        several = sorted((group for group in groups.values() if len(group) > 1), key=len, reverse=True)
+        for group in several[:5] + several[5::50]:
+            with torch.no_grad():
+                logits = [supernet(x, architecture) for architecture in group]
+            for other in logits[1:]:
+                if flatten:
+                    torch.testing.assert_close(other, logits[0], rtol=0, atol=1e-10)
+                else:
+                    assert torch.equal(other, logits[0])
+    # And not too many are thrown together: distinct keys give distinct logits. In evaluation mode, since batch
+    # statistics would hide that one sums an input twice that the other takes once.
+    network = of.tracked(supernet).double().eval()
+    with torch.no_grad():
+        seen = [network(x, group[0]) for group in several[:60]]
+    for number, one in enumerate(seen):
+        assert not any(torch.allclose(one, other, rtol=0, atol=1e-9) for other in seen[:number])
 
 
 BIASED = {"affine": False, "cells": 2, "channels": 3}

@@ -177,5 +177,5 @@ def test_feasible_draws_where_members_are_rare_but_many() -> None:
     feasible = Feasible(costs, 0.0, 30.0, lambda a: a[0] == 0)
     drawn = feasible.draw(50, np.random.default_rng(0))
     assert len(set(drawn)) == 50 and all(map(feasible.admits, drawn)) and feasible.members is None
-    assert max(map(feasible.macs, drawn)) <= 30
+    assert max(map(feasible.cost, drawn)) <= 30
     assert np.mean(drawn, axis=0)[1:].min() > 0  # every free layer gets its share of the slack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import pickle
 from collections import Counter
 from collections.abc import Callable
@@ -63,13 +64,37 @@ def test_finds_the_optimum_with_and_without_limit() -> None:
     recorder = Recorder()
     scores = Scores(recorder)
     free, limited = evolve_under_limits(settings(limits=[None, 30]), scores, COSTS, BASE)
-    assert free.found.architecture == (3,) * LAYERS and free.found.macs == 45
+    assert free.found.architecture == (3,) * LAYERS and free.found.cost == 45
     assert free.found.predicted == separable((3,) * LAYERS) and free.found.limit is None
     # 15 steps above the cheapest (15 million): five layers with the last operator.
     assert limited.found.architecture == (3,) * 5 + (0,) * 5
-    assert (limited.found.macs, limited.found.limit) == (30, 30)
+    assert (limited.found.cost, limited.found.limit) == (30, 30)
     # Nothing is scored twice, also across limits.
     assert len(recorder.calls) == len(set(recorder.calls)) == scores.computed == len(scores.asked)
+
+
+def test_a_measured_cost_can_be_the_limit() -> None:
+    """Latencies known for some architectures only, against brute force over all of them."""
+    few = settings(limits=[40, 12.5, None], cost="latency", population=20, generations=60, offspring=40)
+    layers, candidates = 4, 3
+    table = np.tile(np.arange(1.0, candidates + 1), (layers, 1))
+    known = [a for a in itertools.product(range(candidates), repeat=layers) if sum(a) % 4]
+    latency = {a: 10.0 + (7 * a[0] + 5 * a[1] + 3 * a[2] + a[3]) % 41 for a in known}
+
+    def score(a: Architecture) -> float:
+        return float(sum((3 * layer + 1) * operator for layer, operator in enumerate(a)))
+
+    for limit, result in zip(
+        few.limits, evolve_under_limits(few, Scores(score), table, 0.0, measured=latency), strict=True
+    ):
+        within = [a for a, ms in latency.items() if limit is None or ms <= limit]
+        best = max(within, key=lambda a: (score(a), tuple(-x for x in a)))
+        assert (
+            score(result.found.architecture) == score(best) and result.found.cost == latency[result.found.architecture]
+        )
+        assert all(a in within for a in result.population)
+    with pytest.raises(InfeasibleLimit, match=rf"within 9\.0 \(latency\).* is {min(latency.values())}0"):
+        evolve_under_limits(settings(limits=[9], cost="latency"), Scores(score), table, 0.0, measured=latency)
 
 
 def test_every_member_meets_limit_and_condition() -> None:
@@ -245,7 +270,7 @@ def test_best_under_limits_and_ties() -> None:
     predicted, cost = np.array([50.0, 70.0, 70.0, 90.0]), np.array([1.0, 2.0, 2.0, 3.0])
     found = best_under_limits(architectures, predicted, cost, [1, 2.5, 3, None])
     assert [f.architecture for f in found] == [(0,), (1,), (3,), (3,)]
-    assert [f.limit for f in found] == [1, 2.5, 3, None] and found[1].predicted == 70 and found[1].macs == 2
+    assert [f.limit for f in found] == [1, 2.5, 3, None] and found[1].predicted == 70 and found[1].cost == 2
     with pytest.raises(InfeasibleLimit, match=r"smallest reachable is 1\.0"):
         best_under_limits(architectures, predicted, cost, [0.5])
     with pytest.raises(InfeasibleLimit, match="whatever its MACs"):

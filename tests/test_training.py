@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from sumnas import seeding, training
 from sumnas.augmentation import Augmentation
 from sumnas.data import Batch, Batches, Prepared
 from sumnas.errors import UserError
-from sumnas.methods import fairnas, spos, sumnas
+from sumnas.methods import cream, darts, enas, fairnas, gdas, nsas, spos, sumnas, wpl
 from sumnas.methods.base import Method, Rounds
 from sumnas.spaces import nasbench201
 from sumnas.spaces.base import Architecture, Supernet
@@ -67,6 +67,13 @@ METHODS: dict[str, BaseModel] = {
         strategy="sumnas", adaptation_steps=2, inner_learning_rate=0.05, outer_momentum=0.5,
         momentum_buffer="carry", rounds=2,
     ),
+    "wpl": wpl.Settings(strategy="wpl", momentum=0.5, batches_per_path=2, train_share=0.75, alpha_epochs=1),
+    "nsas": nsas.Settings(strategy="nsas", momentum=0.5, members=2),
+    "darts": darts.Settings(strategy="darts"),
+    "darts, second order": darts.Settings(strategy="darts", order=2),
+    "gdas": gdas.Settings(strategy="gdas"),
+    "cream": cream.Settings(strategy="cream", momentum=0.5, warmup=0.05, board=3, matching_every=2),
+    "enas": enas.Settings(strategy="enas", controller_steps=2, controller_samples=2),
 }  # fmt: skip
 
 
@@ -304,7 +311,7 @@ class Looking(Method):
         self.done_steps += 1
         return {"loss": 1.0}
 
-    def end_epoch(self) -> Mapping[str, float]:
+    def end_epoch(self, heldout: Iterable[Batch] = ()) -> Mapping[str, float]:
         self.turns += 1
         return {"turns": float(self.turns)}
 
@@ -313,6 +320,20 @@ class Looking3(Looking):
     """Takes three held-out batches a step, across the ends of the held-out stream's own epochs."""
 
     heldout = 3
+
+
+class Between(Looking):
+    """Takes two more held-out batches after every epoch."""
+
+    heldout_between = 2
+
+    def end_epoch(self, heldout: Iterable[Batch] = ()) -> Mapping[str, float]:
+        self.held.append([numbers(batch) for batch in heldout])
+        return super().end_epoch()
+
+
+class OnlyBetween(Between):
+    heldout = 0
 
 
 def numbers(batch: Batch) -> list[int]:
@@ -373,6 +394,19 @@ def test_the_held_out_stream_goes_on_after_an_interruption(kind: type[Looking], 
     assert len(before.held) == 5 * epoch + step
     assert before.held + after.held == whole.held
     assert before.trained + after.trained == whole.trained
+
+
+@pytest.mark.parametrize("kind", [Between, OnlyBetween])
+@pytest.mark.parametrize(("epoch", "step"), [(0, 5), (1, 2)])
+def test_held_out_batches_between_epochs_are_the_streams_next(kind: type[Looking], epoch: int, step: int) -> None:
+    whole, _, heldout = look(kind)
+    assert [len(held) for held in whole.held] == [*[kind.heldout] * 5, 2] * 3
+    seen = [images for held in whole.held for images in held]
+    assert seen == [numbers(batch) for batch in heldout.take(0, len(seen))]
+    progress = Progress()
+    before, _, _ = look(kind, progress=progress, on_step=stop_at(epoch, step))
+    after, _, _ = look(kind, progress=copy.deepcopy(progress))
+    assert before.held + after.held == whole.held
 
 
 def test_the_shares_follow_from_the_seed() -> None:

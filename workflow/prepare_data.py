@@ -1,4 +1,4 @@
-"""Prepare the data set once: arrays of every split, with a manifest of counts, classes and hashes."""
+"""Prepare the data set once: arrays of every split, or the listing of an image folder, with a manifest."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from workflow.stage import Job, execute
 def main(job: Job) -> str:
     """Write data/prepared."""
     manifest = preparation.prepare(job.params.data, job.path(job.stage.outputs[0]))
-    counts = ", ".join(f"{count} {name}" for name, count in manifest["counts"].items())
-    return f"{manifest['source']}: {counts} images of {len(manifest['classes'])} classes"
+    counts = ", ".join(f"{count} {name}" for name, count in manifest.counts.items())
+    size = f"{manifest.image_size}x{manifest.image_size}"
+    return f"{manifest.source}: {counts} images, {size}, {len(manifest.classes)} classes"
 
 
 if __name__ == "__main__":

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sumnas import files, seeding
 from sumnas.batchnorm import set_statistics
 from sumnas.benchmark import table
 from sumnas.errors import UserError
-from sumnas.evaluation import evaluate
+from sumnas.evaluation import Fit, Score, evaluate
 from sumnas.progress import Progress
-from sumnas.ranking import predictors, rank_measures
+from sumnas.ranking import RankingSettings, kendall, predictors, rank_measures
 from sumnas.reliability import perfect_predictor_tau, split_half_tau
+from sumnas.spaces.base import Architecture, Space
 from workflow import inputs
 from workflow.stage import Job, execute
-from workflow.stages import PREDICTIONS, RANKING, SCATTER, STATISTICS, TABLE
+from workflow.stages import PREDICTIONS, PREPARED, RANKING, SAMPLES, SCATTER, STATISTICS, TABLE, WEIGHTS
 
 COLUMNS = ("architecture", "reference", "predicted", "loss", "macs", "params")
 """Of predictions.csv: accuracies in percent, loss, MACs and parameters in millions."""
+BLOCK = 16
+"""Sub-models between two looks at the signals; what is finished is kept block by block."""
 
 
 def main(job: Job) -> str:
     """Write predictions.csv, metrics.json and scatter.svg under results/ranking/<run>/."""
-    space, settings, evaluation = job.space(), job.params.ranking, job.params.evaluation
+    space, evaluation = job.space(), job.params.evaluation
     supernet, architectures = inputs.supernet(job, space), inputs.samples(job, space)
-    split = job.data(space).split(evaluation.split)
+    data = job.data(space)
+    split = data.split(evaluation.split)
+    fit = Fit(data, evaluation)
     statistics, _ = files.read_tensors(job.path(STATISTICS))
     known = table.read(job.path(TABLE), space)
     index = {a: i for i, a in enumerate(known.architectures)}
@@ -32,13 +38,30 @@ def main(job: Job) -> str:
     if missing:
         raise UserError(f"{space.encode(missing[0])}: no reference or no statistics; run sample_architectures again")
     sampled = known.take([index[a] for a in architectures])
-    bar = Progress(f"rank {job.names['run']}", len(architectures))
-    scores = []
-    for number, architecture in enumerate(architectures, 1):
+
+    def scored(architecture: Architecture) -> Score:
         network = space.extract(supernet, architecture)
+        fit(network)
         set_statistics(network, statistics[space.encode(architecture)].to(job.device))
-        scores.append(evaluate(network, split, evaluation.batch_size))
-        bar.update(number)
+        return evaluate(network, split, evaluation.batch_size)
+
+    bar = Progress(f"rank {job.names['run']}", len(architectures))
+    scores: list[Score] = []
+    read = (job.path(PREPARED) / "manifest.json", *(job.path(p) for p in (WEIGHTS, STATISTICS, SAMPLES)))
+    with job.work(inputs=read) as work:
+        for first in range(0, len(architectures), BLOCK):
+            block = architectures[first : first + BLOCK]
+            found = work.remember(f"block {first}", lambda block=block: [tuple(scored(a)) for a in block])  # type: ignore[misc]
+            scores += [Score(*values) for values in found]
+            bar.update(len(scores))
+        closing = write(job, space, sampled, scores)
+        work.clear()
+    return closing
+
+
+def write(job: Job, space: Space, sampled: table.Table, scores: list[Score]) -> str:
+    """Write the results of ranking, and return the closing line."""
+    settings = job.params.ranking
     predicted = np.array([score.accuracy for score in scores])
     rows = [
         {
@@ -46,7 +69,7 @@ def main(job: Job) -> str:
             "macs": float(m), "params": float(p),
         }
         for a, r, s, m, p in zip(
-            architectures, sampled.accuracy, scores, sampled.macs, sampled.params, strict=True
+            sampled.architectures, sampled.accuracy, scores, sampled.macs, sampled.params, strict=True
         )
     ]  # fmt: skip
     measures = rank_measures(sampled.accuracy, predicted, settings)
@@ -54,11 +77,12 @@ def main(job: Job) -> str:
         "run": job.names["run"],
         "method": job.names["method"],
         "seed": job.seed,
-        "split": evaluation.split,
+        "split": job.params.evaluation.split,
         "settings_digest": job.params.digest(),
         **measures,
         **predictors(sampled.accuracy, {"macs": sampled.macs, "params": sampled.params}, settings),
         **reliability(sampled, settings.seed),
+        **further(sampled, predicted, settings),
         "submodel_accuracy_mean": float(predicted.mean()),
         "submodel_accuracy_std": float(predicted.std(ddof=1)),
     }
@@ -66,7 +90,9 @@ def main(job: Job) -> str:
     draw(job, rows, measures["kendall_tau"])
     files.write_json(job.path(RANKING), metrics)
     tau = "undefined" if measures["kendall_tau"] is None else f"{measures['kendall_tau']:.4f}"
-    return f"Kendall tau {tau} over {len(rows)} architectures ({evaluation.split} split) -> {job.path(RANKING)}"
+    return (
+        f"Kendall tau {tau} over {len(rows)} architectures ({job.params.evaluation.split} split) -> {job.path(RANKING)}"
+    )
 
 
 def reliability(sampled: table.Table, seed: int) -> dict[str, float | int | str | None]:
@@ -82,6 +108,23 @@ def reliability(sampled: table.Table, seed: int) -> dict[str, float | int | str 
         "perfect_tau_low": perfect.low,
         "perfect_tau_high": perfect.high,
     }
+
+
+def further(
+    sampled: table.Table, predicted: NDArray[np.float64], settings: RankingSettings
+) -> dict[str, float | int | str | None]:
+    """Return Kendall tau against every further accuracy, over the architectures that have it; nothing is retrained."""
+    result: dict[str, float | int | str | None] = {}
+    for name, accuracy in sampled.further.items():
+        known = np.isfinite(accuracy)
+        measure = kendall(accuracy[known], predicted[known], settings)
+        result |= {
+            f"kendall_tau_on_{name}": measure.value,
+            f"kendall_tau_on_{name}_low": measure.low,
+            f"kendall_tau_on_{name}_high": measure.high,
+            f"architectures_on_{name}": int(known.sum()),
+        }
+    return result
 
 
 def draw(job: Job, rows: list[dict[str, object]], tau: object) -> None:

@@ -2,34 +2,60 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sumnas import files
 from sumnas.batchnorm import get_statistics, recalibrate
-from sumnas.evaluation import calibration_batches
+from sumnas.evaluation import Fit, calibration_batches
 from sumnas.progress import Progress
+from sumnas.spaces.base import Architecture
 from workflow import inputs
 from workflow.stage import Job, execute
-from workflow.stages import STATISTICS
+from workflow.stages import PREPARED, SAMPLES, STATISTICS, WEIGHTS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLOCK = 16
+"""Sub-models between two looks at the signals; what is finished is kept block by block."""
 
 
 def main(job: Job) -> str:
     """Write results/calibrated/<run>/statistics.safetensors: [2, channels] means and variances by architecture."""
     space = job.space()
-    batches = calibration_batches(job.data(space), job.params.calibration)
-    supernet, architectures, path = inputs.supernet(job, space), inputs.samples(job, space), job.path(STATISTICS)
+    data = job.data(space)
+    batches, fit = calibration_batches(data, job.params.calibration), Fit(data, job.params)
+    supernet, architectures = inputs.supernet(job, space), inputs.samples(job, space)
     bar = Progress(f"recalibrate_bn {job.names['run']}", len(architectures))
-    statistics = {}
-    for number, architecture in enumerate(architectures, 1):
+
+    def recalibrated(architecture: Architecture) -> Tensor:
         network = space.extract(supernet, architecture)
+        fit(network)
         recalibrate(network, batches)
-        statistics[space.encode(architecture)] = get_statistics(network)
-        bar.update(number)
+        return get_statistics(network)
+
+    statistics: dict[str, Tensor] = {}
+    with job.work(inputs=(job.path(PREPARED) / "manifest.json", job.path(WEIGHTS), job.path(SAMPLES))) as work:
+        for first in range(0, len(architectures), BLOCK):
+            block = {space.encode(a): a for a in architectures[first : first + BLOCK]}
+            statistics |= work.remember_tensors(
+                f"block {first}",
+                lambda block=block: {text: recalibrated(a) for text, a in block.items()},  # type: ignore[misc]
+            )
+            bar.update(len(statistics))
+        write(job, statistics)
+        work.clear()
+    return f"{len(statistics)} sub-models -> {job.path(STATISTICS)}"
+
+
+def write(job: Job, statistics: dict[str, Tensor]) -> None:
+    """Write what was found, with what it was found from."""
     metadata = {
         "layout": "per architecture [2, channels]: running means, running variances; layers in order of registration",
         "calibration": job.params.calibration.model_dump(mode="json"),
         "settings_digest": job.params.digest(),
     }
-    files.write_tensors(path, statistics, metadata)
-    return f"{len(statistics)} sub-models -> {path}"
+    files.write_tensors(job.path(STATISTICS), statistics, metadata)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from sumnas import files
-from sumnas.checkpoint import Work
 from sumnas.data import Prepared
 from sumnas.progress import Progress, say
 from sumnas.retraining import train_network
@@ -50,7 +49,7 @@ def train_once(job: Job, space: Space, prepared: Prepared, text: str) -> tuple[d
     """Train one architecture, or take what another run trained under the very same conditions."""
     settings = job.params.retrain
     manifest = job.path(PREPARED) / "manifest.json"
-    with Work("retrain", job.digest(text, inputs=(manifest,)), wait=True) as work:
+    with job.work(text, inputs=(manifest,), wait=True) as work:
         kept: Path = work.folder / "network.safetensors"
         if not kept.exists():
             bar = Progress(f"retrain {text}", settings.recipe.epochs)
@@ -58,18 +57,22 @@ def train_once(job: Job, space: Space, prepared: Prepared, text: str) -> tuple[d
             def on_epoch(epoch: int, loss: float) -> None:
                 bar.update(epoch + 1, f"loss {loss:.3f}")
                 job.tracker.metrics({f"loss/{text}": loss}, epoch + 1)
-                work.stop_if_asked()
 
-            trained = train_network(space, space.decode(text), prepared, settings.recipe, settings.seed, on_epoch)
+            trained = train_network(
+                space, space.decode(text), prepared, settings.recipe, settings.seed, on_epoch, **work.resumable(text)
+            )
             entry = {
                 "architecture": text,
                 "macs": space.macs(space.decode(text)),
                 "params": space.params(space.decode(text)),
                 "seed": settings.seed,
                 "test_accuracy": trained.scores["test"].accuracy,
-                "validation_accuracy": trained.scores["validation"].accuracy,
+                "validation_accuracy": trained.scores["validation"].accuracy
+                if "validation" in trained.scores
+                else None,
             }
             files.write_tensors(kept, trained.network.state_dict(), entry)
+            work.clear(keep=kept.name)
         else:
             say(f"retrain {text}: trained before, for another run")
         return files.read_tensors(kept)

@@ -5,11 +5,11 @@ Where the search is evolutionary there is nothing to score, and the shard is emp
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Hashable
 
 from sumnas import files
-from sumnas.checkpoint import Work
 from sumnas.progress import Progress
+from sumnas.spaces.base import Architecture, Space
 from workflow import inputs
 from workflow.stage import Job, execute
 from workflow.stages import PREPARED, SCORES, WEIGHTS
@@ -26,25 +26,33 @@ def main(job: Job) -> str:
         files.write_csv(path, COLUMNS, [])
         return "the search is evolutionary: nothing to score"
     space = job.space()
-    connected = (a for a in space.architectures() if space.connected(a))
-    share = list(itertools.islice(connected, int(job.names["shard"]), None, len(job.params.shards)))
+    groups = cases(space, flatten=job.params.memoise == "function")
+    share = groups[int(job.names["shard"]) :: len(job.params.shards)]
     predictor = inputs.predictor(job, space)
     bar = Progress(f"score {job.names['run']} {job.names['shard']}", len(share))
-    rows: list[dict[str, object]] = []
-    digest = job.digest(job.names["shard"], inputs=(job.path(PREPARED) / "manifest.json", job.path(WEIGHTS)))
-    with Work("score", digest) as work:
-        job.tracker.resume(work.folder)
+    values: list[float] = []
+    with job.work(job.names["shard"], inputs=(job.path(PREPARED) / "manifest.json", job.path(WEIGHTS))) as work:
         for first in range(0, len(share), BLOCK):
-            block = share[first : first + BLOCK]
-            values = work.remember(f"block {first}", lambda block=block: [predictor(a).accuracy for a in block])  # type: ignore[misc]
-            rows += [
-                {"architecture": space.encode(a), "predicted": value, "macs": space.macs(a)}
-                for a, value in zip(block, values, strict=True)
-            ]
-            bar.update(len(rows))
+            block = [group[0] for group in share[first : first + BLOCK]]
+            values += work.remember(f"block {first}", lambda block=block: [predictor(a).accuracy for a in block])  # type: ignore[misc]
+            bar.update(len(values))
+        rows = [
+            {"architecture": space.encode(a), "predicted": value, "macs": space.macs(a)}
+            for group, value in zip(share, values, strict=True)
+            for a in group
+        ]
         files.write_csv(path, COLUMNS, rows)
         work.clear()
-    return f"{len(rows)} sub-models, best {max(float(str(r['predicted'])) for r in rows):.2f} % -> {path}"
+    return f"{len(rows)} sub-models ({len(values)} scored), best {max(values):.2f} % -> {path}"
+
+
+def cases(space: Space, *, flatten: bool) -> list[list[Architecture]]:
+    """Return all connected architectures, those together that one score serves; in order of their first."""
+    groups: dict[Hashable, list[Architecture]] = {}
+    for architecture in space.architectures():
+        if space.connected(architecture):
+            groups.setdefault(space.equivalence(architecture, flatten=flatten), []).append(architecture)
+    return list(groups.values())
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sumnas import files
 from sumnas.benchmark import table
-from sumnas.checkpoint import Work
 from sumnas.errors import UserError
 from sumnas.progress import Progress
+from sumnas.sampling import HALF_A_MAC
 from sumnas.search import Found, Scores, best_under_limits, evolve_under_limits
 from sumnas.spaces.base import Architecture, Space
 from workflow import inputs
@@ -23,21 +25,24 @@ def main(job: Job) -> str:
     """Write found.json and history.csv under results/search/<run>/."""
     space, settings = job.space(), job.params.search
     known = table.read(job.path(TABLE), space)
+    measured = measured_costs(known, settings.cost) if space.additive(settings.cost) is None else None
     if settings.strategy == "exhaustive":
-        found, history, scored = exhaustive(job, space)
+        found, history, scored = exhaustive(job, space, measured)
     else:
-        found, history, scored = evolutionary(job, space)
-    accuracy = known.lookup()
+        found, history, scored = evolutionary(job, space, measured)
+    accuracy, best = known.lookup(), oracle(known, space, settings.cost, settings.limits)
     entries = [
         {
             "limit": f.limit,
             "architecture": space.encode(f.architecture),
             "predicted": f.predicted,
-            "macs": f.macs,
+            "macs": space.macs(f.architecture),
             "params": space.params(f.architecture),
+            "cost": f.cost,
             "benchmark_accuracy": accuracy.get(f.architecture),
+            "benchmark_best": best_known,
         }
-        for f in found
+        for f, best_known in zip(found, best, strict=True)
     ]
     files.write_csv(job.path(GENERATIONS), COLUMNS, history)
     result = {
@@ -45,6 +50,7 @@ def main(job: Job) -> str:
         "method": job.names["method"],
         "seed": job.seed,
         "strategy": settings.strategy,
+        "cost": settings.cost,
         "split": job.params.evaluation.split,
         "scored": scored,
         "settings_digest": job.params.digest(),
@@ -57,15 +63,34 @@ def main(job: Job) -> str:
     return f"{scored} scored, best predicted {last['predicted']:.2f} % at {last['macs']:.4g}M MACs -> {job.path(FOUND)}"
 
 
-def evolutionary(job: Job, space: Space) -> tuple[list[Found], list[dict[str, object]], int]:
+def measured_costs(known: table.Table, name: str) -> dict[Architecture, float]:
+    """Return a further cost of the table by architecture; UserError where it has none of that name."""
+    if name not in known.costs:
+        there = ", ".join(["macs", "params", *known.costs])
+        raise UserError(f"search.cost = {name!r}: the benchmark table has no such cost; there are: {there}")
+    return dict(zip(known.architectures, known.costs[name].tolist(), strict=True))
+
+
+def oracle(known: table.Table, space: Space, cost: str, limits: Sequence[float | None]) -> list[float | None]:
+    """Return the best true accuracy that the table has under each limit; None where it has nothing there."""
+    costs = {"macs": known.macs, "params": known.params, **known.costs}[cost]
+    kept = np.array([space.connected(a) for a in known.architectures])
+    found = []
+    for limit in limits:
+        within = known.accuracy[kept & (costs <= (np.inf if limit is None else limit + HALF_A_MAC))]
+        found.append(float(within.max()) if len(within) else None)
+    return found
+
+
+def evolutionary(
+    job: Job, space: Space, measured: dict[Architecture, float] | None
+) -> tuple[list[Found], list[dict[str, object]], int]:
     """Run Algorithm 2 under each limit; finished scores survive an interruption."""
     settings, predictor = job.params.search, inputs.predictor(job, space)
     total = len(settings.limits) * (settings.generations + 1)
     bar = Progress(f"search {job.names['run']}", total)
     rows: list[dict[str, object]] = []
-    digest = job.digest(inputs=(job.path(PREPARED) / "manifest.json", job.path(WEIGHTS)))
-    with Work("search", digest) as work:
-        job.tracker.resume(work.folder)
+    with job.work(inputs=(job.path(PREPARED) / "manifest.json", job.path(WEIGHTS))) as work:
 
         def score(architecture: Architecture) -> float:
             return work.remember(space.encode(architecture), lambda: predictor(architecture).accuracy)
@@ -79,20 +104,30 @@ def evolutionary(job: Job, space: Space) -> tuple[list[Found], list[dict[str, ob
             limit = "unlimited" if row["limit"] is None else f"{row['limit']:g}M"
             job.tracker.metrics({f"{name}/{limit}": row[name] for name in COLUMNS[2:]}, row["generation"])
 
-        costs = space.mac_costs
-        results = evolve_under_limits(settings, scores, costs.table, costs.base, space.connected, on_generation)
+        costs = space.additive(settings.cost) or space.mac_costs
+        results = evolve_under_limits(
+            settings, scores, costs.table, costs.base, space.connected, on_generation, measured
+        )
         work.clear()
     return [result.found for result in results], rows, len(scores.asked)
 
 
-def exhaustive(job: Job, space: Space) -> tuple[list[Found], list[dict[str, object]], int]:
-    """Take the best of all scores under each limit."""
-    rows = [row for path in job.paths(SCORES) for row in files.read_csv(path, ("architecture", "predicted", "macs"))]
+def exhaustive(
+    job: Job, space: Space, measured: dict[Architecture, float] | None
+) -> tuple[list[Found], list[dict[str, object]], int]:
+    """Take the best of all scores under each limit; with a measured cost, of those architectures that have it."""
+    rows = [row for path in job.paths(SCORES) for row in files.read_csv(path, ("architecture", "predicted"))]
     if not rows:
         raise UserError("results/scores: no scores, though search.strategy is exhaustive; run score again")
-    architectures = [space.decode(row["architecture"]) for row in rows]
-    predicted, macs = (np.array([float(row[name]) for row in rows]) for name in ("predicted", "macs"))
-    return best_under_limits(architectures, predicted, macs, job.params.search.limits), [], len(rows)
+    settings, additive = job.params.search, space.additive(job.params.search.cost)
+    # In the space's order, so that ties fall the same way however the scores were split into shards.
+    scored = sorted((space.decode(row["architecture"]), float(row["predicted"])) for row in rows)
+    if measured is not None:
+        scored = [(architecture, value) for architecture, value in scored if architecture in measured]
+    architectures = [architecture for architecture, _ in scored]
+    costs = np.array([measured[a] if measured is not None else additive.of(a) for a in architectures])  # type: ignore[union-attr]
+    predicted = np.array([value for _, value in scored])
+    return best_under_limits(architectures, predicted, costs, settings.limits, settings.cost), [], len(rows)
 
 
 if __name__ == "__main__":

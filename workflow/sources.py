@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 OBSERVERS = frozenset(
     {
+        "sumnas/cautions.py",
+        "sumnas/charts.py",
         "sumnas/checkpoint.py",
+        "sumnas/drawing.py",
         "sumnas/errors.py",
         "sumnas/params.py",
         "sumnas/plots.py",
@@ -29,11 +32,14 @@ OBSERVERS = frozenset(
         "sumnas/tracking/store.py",
         "sumnas/tracking/sync.py",
         "sumnas/tracking/tracker.py",
+        "sumnas/results.py",
         "sumnas/__init__.py",
         "sumnas/benchmark/__init__.py",
+        "sumnas/datasets/__init__.py",
         "sumnas/methods/__init__.py",
         "sumnas/spaces/__init__.py",
         "workflow/__init__.py",
+        "workflow/engine.py",
         "workflow/sources.py",
         "workflow/stage.py",
         "workflow/stages.py",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from sumnas import files
 from sumnas.errors import UserError
 from sumnas.tracking import Tracker
-from workflow import sources, tracked
+from workflow import engine, sources, tracked
 from workflow.stages import STAGES, Stage
 
 if TYPE_CHECKING:
+    from sumnas.checkpoint import Work
     from sumnas.data import Prepared
     from sumnas.params import Params
     from sumnas.spaces.base import Space
@@ -34,8 +36,11 @@ class Job:
     stage: Stage
     params: Params
     names: dict[str, str]
+    accept_code_change: bool = False
     params_digest: str = ""
     tracker: Tracker = field(default_factory=Tracker)
+    workers: int = 0
+    """run.workers, which no stage declares: it changes no result, and so may not rerun anything."""
 
     def path(self, template: str, **names: object) -> Path:
         """Return the path of one of this job's files; `names` replace the job's own."""
@@ -78,21 +83,38 @@ class Job:
         """Load the prepared data and check that it fits the space."""
         from sumnas import data
 
-        prepared = data.load(self.path(STAGES["prepare_data"].outputs[0]), self.device)
+        prepared = data.load(self.path(STAGES["prepare_data"].outputs[0]), self.device, self.workers)
         data.check_fits(prepared, space)
         return prepared
 
-    def digest(self, *parts: object, inputs: tuple[Path, ...] = (), code: tuple[str, ...] = ()) -> str:
-        """Return the digest that keys work in progress: settings, the inputs' content, the sources, and `parts`."""
+    @contextlib.contextmanager
+    def work(
+        self, *parts: object, inputs: tuple[Path, ...] = (), code: tuple[str, ...] = (), wait: bool = False
+    ) -> Iterator[Work]:
+        """Enter the folder of this job's work in progress, with its log of tracked figures.
+
+        Its digest covers the settings, the inputs' content, the sources, `parts` and further `code`.
+        """
+        from sumnas.checkpoint import Work
+
         names = {*sources.of_stage(self.stage.name, self._space_name()), *code}
-        return files.digest(
-            {
-                "params": self.params.plain(),
-                "inputs": [files.sha256(path) for path in inputs],
-                "sources": [files.sha256(sources.ROOT / name) for name in sorted(names)],
-                "parts": [str(part) for part in parts],
-            }
-        )
+        about: dict[str, Any] = {
+            "params": self.params.plain(),
+            "inputs": [files.sha256(path) for path in inputs],
+            "parts": [str(part) for part in parts],
+        }
+        settings = files.digest(about)
+        about["sources"] = [files.sha256(sources.ROOT / name) for name in sorted(names)]
+        with Work(
+            self.stage.name,
+            files.digest(about),
+            wait=wait,
+            settings=settings,
+            accept_code_change=self.accept_code_change,
+        ) as work:
+            if not self.tracker.begun:  # a stage with several pieces of work has one log
+                self.tracker.resume(work.folder)
+            yield work
 
     def _space_name(self) -> str | None:
         try:
@@ -101,24 +123,18 @@ class Job:
             return None
 
 
-def execute(name: str, main: Callable[[Job], str]) -> None:
-    """Run a stage from the command line. `main` returns its closing line: what was written and the main number.
+@contextlib.contextmanager
+def reporting(name: str) -> Iterator[None]:
+    """Turn a user's mistake, a file that cannot be used, and a signal into a line and an exit code.
 
-    Exit codes: 0 done, 1 a mistake that the message tells how to mend, 128 + number stopped by a signal.
+    Exit codes: 1 a mistake that the message tells how to mend, 128 + number stopped by a signal.
     """
     from sumnas.checkpoint import exit_code
     from sumnas.progress import say
 
-    started = time.time()
-    stage = STAGES[name]
-    arguments = _arguments(stage)
     try:
         with exit_code(say):
-            job = _job(stage, arguments)
-            with tracked.run(job):
-                closing = main(job)
-                _write_run_file(job, started)
-                job.tracker.tags({"mlflow.note.content": closing})
+            yield
     except UserError as error:
         say("\n".join(f"{name}: error: {line}" for line in str(error).splitlines()))
         raise SystemExit(1) from None
@@ -127,6 +143,23 @@ def execute(name: str, main: Callable[[Job], str]) -> None:
             raise
         say(f"{name}: error: {error.filename or 'a file'}: {error.strerror}; free or change it and run this again")
         raise SystemExit(1) from None
+
+
+def execute(name: str, main: Callable[[Job], str]) -> None:
+    """Run a stage from the command line. `main` returns its closing line: what was written and the main number."""
+    from sumnas.progress import say
+
+    started = time.time()
+    stage, started_by = STAGES[name], engine.watch()
+    if name == "prepare_data" and (text := engine.hint(started_by)) is not None:  # the first of a run
+        say(f"{name}: {text}")
+    arguments = _arguments(stage)
+    with reporting(name):
+        job = make_job(stage, arguments)
+        with tracked.run(job):
+            closing = main(job)
+            _write_run_file(job, started)
+            job.tracker.tags({"mlflow.note.content": closing})
     label = " ".join([name, *(v for k, v in job.names.items() if k in ("run", "shard"))])
     say(f"{label}: {closing} ({time.time() - started:.1f} s)")
 
@@ -146,19 +179,25 @@ def _arguments(stage: Stage) -> argparse.Namespace:
         parser.add_argument("--method", required=True, help="a block of `methods`, such as sumnas-k2")
     if "shard" in stage.per:
         parser.add_argument("--shard", required=True, type=int, help="which share of the work: 0, 1, ...")
+    if stage.resumes:
+        parser.add_argument(
+            "--accept-code-change", action="store_true",
+            help="go on from a checkpoint that other source files have begun, if settings and inputs are the same",
+        )  # fmt: skip
     return parser.parse_args()
 
 
-def _job(stage: Stage, arguments: argparse.Namespace) -> Job:
+def make_job(stage: Stage, arguments: argparse.Namespace) -> Job:
+    """Read params.yaml and hand out what the stage declares; without a run of `arguments`, for none in particular."""
     from sumnas import params
 
     names: dict[str, str] = {}
-    if "seed" in stage.per:
+    if "seed" in stage.per and "run" in arguments:
         method, dash, seed = arguments.run.rpartition("-")
         if not dash or not seed.isdigit():
             raise UserError(f"--run {arguments.run}: must be a method's name, '-' and a seed, such as sumnas-k2-0")
         names |= {"method": method, "seed": seed, "run": arguments.run}
-    elif "method" in stage.per:
+    elif "method" in stage.per and "method" in arguments:
         names["method"] = arguments.method
     if "shard" in stage.per:
         names["shard"] = str(arguments.shard)
@@ -170,7 +209,8 @@ def _job(stage: Stage, arguments: argparse.Namespace) -> Job:
         import torch
 
         torch.set_num_threads(chosen.threads)
-    return Job(stage, chosen, names, everything.digest())
+    accept = getattr(arguments, "accept_code_change", False)
+    return Job(stage, chosen, names, accept, everything.digest(), workers=everything.run.workers)
 
 
 def _write_run_file(job: Job, started: float) -> None:

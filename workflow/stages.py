@@ -11,6 +11,16 @@ from dataclasses import dataclass
 COMPUTE = ("run.threads", "run.device")
 """What every stage that computes depends on: both change rounding."""
 
+FIT = ("evaluation.adaptation_steps", "evaluation.adaptation_learning_rate", "evaluation.adaptation_batch_size")
+"""How sub-models are fitted before they are scored; the rest of `evaluation` does not change their statistics."""
+
+SHOWN = (
+    "data", "space", "benchmark", "sampling", "supernet", "calibration", "evaluation", "ranking", "search", "retrain"
+)  # fmt: skip
+"""The settings that the report shows: all of the stages before it. Not `methods`, some of which may be of no run."""
+
+RAW = "data/raw"
+"""What sources read. DVC depends on the folder, Snakemake on the files of the source in use."""
 PREPARED = "data/prepared"
 SHARD = "results/benchmark/shards/{shard}.csv"
 TABLE = "results/benchmark/table.csv"
@@ -30,6 +40,11 @@ RETRAIN = "results/retrain/{run}/metrics.json"
 SUMMARY = "results/summary/metrics.json"
 SUMMARY_TABLE = "results/summary/table.md"
 SUMMARY_FIGURE = "results/summary/kendall_tau.svg"
+SETTINGS = "results/summary/settings.yaml"
+TRAINING_FIGURE = "results/summary/training.svg"
+SUBMODELS_FIGURE = "results/summary/submodels.svg"
+CELLS_FIGURE = "results/summary/cells.svg"
+REPORT = "results/summary/report.html"
 
 
 @dataclass(frozen=True)
@@ -42,11 +57,16 @@ class Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
+    @property
+    def resumes(self) -> bool:
+        """Whether it trains or scores, and goes on from where an earlier call was stopped."""
+        return "run.threads" in self.blocks
+
 
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("prepare_data", (), ("data",), (), (PREPARED,)),
+        Stage("prepare_data", (), ("data",), (RAW,), (PREPARED,)),
         Stage(
             "train_references",
             ("shard",),
@@ -54,7 +74,7 @@ STAGES = {
             (PREPARED,),
             (SHARD,),
         ),
-        Stage("build_benchmark", (), ("run.shards", "space", "benchmark"), (SHARD,), (TABLE,)),
+        Stage("build_benchmark", (), ("run.shards", "space", "benchmark"), (SHARD, RAW), (TABLE,)),
         Stage("sample_architectures", (), ("space", "sampling"), (TABLE,), (SAMPLES,)),
         Stage("describe_method", ("method",), ("methods.{method}",), (), (METHOD,)),
         Stage(
@@ -67,7 +87,7 @@ STAGES = {
         Stage(
             "recalibrate_bn",
             ("method", "seed"),
-            (*COMPUTE, "space", "calibration"),
+            (*COMPUTE, "space", "calibration", *FIT),
             (PREPARED, WEIGHTS, SAMPLES),
             (STATISTICS,),
         ),
@@ -81,7 +101,7 @@ STAGES = {
         Stage(
             "score",
             ("method", "seed", "shard"),
-            (*COMPUTE, "run.shards", "space", "calibration", "evaluation", "search.strategy"),
+            (*COMPUTE, "run.shards", "space", "calibration", "evaluation", "search.strategy", "search.memoise"),
             (PREPARED, WEIGHTS),
             (SCORES,),
         ),
@@ -102,9 +122,9 @@ STAGES = {
         Stage(
             "summarize",
             (),
-            ("run.methods", "run.seeds"),
+            ("run.methods", "run.seeds", "run.shards", *COMPUTE, *SHOWN),
             ("results/supernet", "results/ranking", "results/search", "results/retrain"),
-            (SUMMARY, SUMMARY_TABLE, SUMMARY_FIGURE),
+            (SUMMARY, SUMMARY_TABLE, SETTINGS, REPORT, SUMMARY_FIGURE, TRAINING_FIGURE, SUBMODELS_FIGURE, CELLS_FIGURE),
         ),
     )
 }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from sumnas import files
 from sumnas.benchmark import pool
-from sumnas.checkpoint import Work
 from sumnas.progress import Progress
 from workflow.stage import Job, execute
 from workflow.stages import PREPARED, SHARD
@@ -24,9 +23,8 @@ def main(job: Job) -> str:
     share = pool.share(pool.draw(space, settings.pool), int(job.names["shard"]), len(job.params.shards))
     bar = Progress("train_references", len(share) * len(settings.pool.seeds))
     manifest = job.path(PREPARED) / "manifest.json"
-    with Work("train_references", job.digest(job.names["shard"], inputs=(manifest,))) as work:
-        job.tracker.resume(work.folder)
-        rows = pool.train_share(space, share, prepared, settings.pool, work.remember, bar.update)
+    with job.work(job.names["shard"], inputs=(manifest,)) as work:
+        rows = pool.train_share(space, share, prepared, settings.pool, work.remember, bar.update, work.resumable)
         files.write_csv(path, pool.COLUMNS, rows)
         work.clear()
     return f"{len(share)} architectures x {len(settings.pool.seeds)} seeds trained -> {path}"

@@ -7,7 +7,6 @@ import torch
 
 from sumnas import files, seeding, training
 from sumnas.batchnorm import recalibrate
-from sumnas.checkpoint import Work
 from sumnas.data import Prepared
 from sumnas.evaluation import evaluate
 from sumnas.paths import uniform_path
@@ -15,8 +14,6 @@ from sumnas.progress import Progress, say
 from sumnas.spaces.base import Architecture, Space, Supernet
 from workflow.stage import Job, execute
 from workflow.stages import HISTORY, METHOD, PREPARED, WEIGHTS
-
-CHECKPOINT_SECONDS = 60.0
 
 
 def main(job: Job) -> str:
@@ -29,24 +26,24 @@ def main(job: Job) -> str:
     supernet.to(device=job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     method, batches, heldout = training.assemble(supernet, prepared, settings, method_settings, job.seed)
     progress = training.Progress()
-    bar = Progress(f"train_supernet {job.names['run']}", settings.epochs * batches.steps)
+    epochs = training.epochs_of(method_settings, settings)
+    bar = Progress(f"train_supernet {job.names['run']}", epochs * batches.steps)
     inputs = (job.path(PREPARED) / "manifest.json", job.path(METHOD))
     code = (f"sumnas/methods/{method_settings.strategy}.py",)
-    with Work("train_supernet", job.digest(job.seed, inputs=inputs, code=code)) as work:
-        job.tracker.resume(work.folder)
-        if (state := work.load(say)) is not None:
+    with job.work(job.seed, inputs=inputs, code=code) as work:
+        if (state := work.load()) is not None:
             progress = training.restore(method, state)
             say(f"going on from step {method.done_steps} of {method.total_steps}")
 
         def on_step(now: training.Progress) -> None:
             bar.update(now.epoch * batches.steps + now.step, f"loss {now.loss:.3f}")
-            if work.due(CHECKPOINT_SECONDS):
+            if work.due():
                 work.save(training.capture(method, now))
             work.stop_if_asked()
 
         probe = probes(space, supernet, prepared, settings, job.seed) if settings.probes else None
         history = training.train(
-            method, batches, heldout, settings.epochs, probe, settings.probe_every, progress, on_step,
+            method, batches, heldout, epochs, probe, settings.probe_every, progress, on_step,
             lambda row: job.tracker.metrics(row, row["epoch"]),
         )  # fmt: skip
         files.write_csv(job.path(HISTORY), training.columns(history), history)
@@ -56,6 +53,8 @@ def main(job: Job) -> str:
             "seed": job.seed,
             "settings_digest": job.params.digest(),
         }
+        if (derived := method.architecture()) is not None:
+            metadata["derived"] = space.encode(derived)
         files.write_tensors(job.path(WEIGHTS), supernet.state_dict(), metadata)
         work.clear()
     return f"{history[-1]['passes']} sub-model passes, loss {history[-1]['loss']:.4f} -> {job.path(WEIGHTS)}"
@@ -73,7 +72,7 @@ def probes(
             paths.append(path)
     indices = prepared.balanced_draw(min(512, len(prepared.labels["train"])), seed)
     images = prepared.normalise(prepared.images["train"][indices])
-    split = prepared.split("validation")
+    split = prepared.split(prepared.held_out[0])
 
     def probe() -> float:
         losses = []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sumnas import files, seeding
 from sumnas.benchmark.settings import PoolSettings
@@ -21,15 +22,29 @@ Row = dict[str, str | int | float]
 
 
 def draw(space: Space, settings: PoolSettings) -> list[Architecture]:
-    """Draw the pool uniformly from the connected architectures, without repetition.
+    """Return the pool that is listed, or draw it uniformly from the connected architectures, without repetition.
 
     Not evenly in MACs: where a space has few distinct MACs, as NAS-Bench-201 has, MACs would become the ranking.
     """
+    if isinstance(settings.architectures, list):
+        return listed(space, settings.architectures)
     rng = seeding.numpy_stream(settings.seed, "pool")
     try:
         return draw_uniform(space.layers, len(space.candidates), settings.architectures, rng, space.connected)
     except ValueError as error:
         raise UserError(f"benchmark.pool.architectures = {settings.architectures}: {error}") from None
+
+
+def listed(space: Space, texts: Sequence[str]) -> list[Architecture]:
+    """Decode a pool given by its strings; UserError where one is not of the space, or comes twice."""
+    try:
+        architectures = [space.decode(text) for text in texts]
+    except ValueError as error:
+        raise UserError(f"benchmark.pool.architectures: {error}") from None
+    if len(set(architectures)) < len(architectures):
+        twice = next(a for a in architectures if architectures.count(a) > 1)
+        raise UserError(f"benchmark.pool.architectures: {space.encode(twice)} comes twice")
+    return architectures
 
 
 def share(architectures: list[Architecture], shard: int, shards: int) -> list[Architecture]:
@@ -44,28 +59,34 @@ def train_share(
     settings: PoolSettings,
     remember: Callable[[str, Callable[[], Row]], Row] = lambda _key, make: make(),
     on_done: Callable[[int], None] = lambda _done: None,
+    resume: Callable[[str], dict[str, Any]] = lambda _key: {},
 ) -> list[Row]:
     """Train each architecture with every seed; return the rows of a shard.
 
     `remember(key, make)` may give a row that was made earlier; `on_done` gets the number of rows so far.
+    `resume(key)` gives `state` and `on_step` of `train_network`.
     """
     rows: list[Row] = []
     for architecture in architectures:
         for seed in settings.seeds:
-            make = partial(_train_one, space, architecture, data, settings, seed)
-            rows.append(remember(f"{space.encode(architecture)} {seed}", make))
+            key = f"{space.encode(architecture)} {seed}"
+            make = partial(_train_one, space, architecture, data, settings, seed, partial(resume, key))
+            rows.append(remember(key, make))
             on_done(len(rows))
     return rows
 
 
-def _train_one(space: Space, architecture: Architecture, data: Prepared, settings: PoolSettings, seed: int) -> Row:
-    scores = train_network(space, architecture, data, settings.recipe, seed).scores
+def _train_one(
+    space: Space, architecture: Architecture, data: Prepared, settings: PoolSettings, seed: int,
+    resume: Callable[[], dict[str, Any]],
+) -> Row:  # fmt: skip
+    scores = train_network(space, architecture, data, settings.recipe, seed, **resume()).scores
     return {
         "architecture": space.encode(architecture),
         "seed": seed,
         "accuracy": scores["test"].accuracy,
         "loss": scores["test"].loss,
-        "validation_accuracy": scores["validation"].accuracy,
+        "validation_accuracy": scores["validation"].accuracy if "validation" in scores else "",
     }
 
 

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sumnas.retraining import Recipe
+
+Value = TypeVar("Value")
+COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]*")
+"""Names of further costs and accuracies: they become columns, and a search limit names them."""
+
+SETS = {
+    ("cifar10-valid", "train"): "train",
+    ("cifar10-valid", "validation"): "x-valid",
+    ("cifar10-valid", "test"): "ori-test",
+    ("cifar10", "train"): "train",
+    ("cifar10", "test"): "ori-test",
+    ("cifar100", "train"): "train",
+    ("cifar100", "validation"): "x-valid",
+    ("cifar100", "test"): "x-test",
+    ("cifar100", "validation_and_test"): "ori-test",
+    ("ImageNet16-120", "train"): "train",
+    ("ImageNet16-120", "validation"): "x-valid",
+    ("ImageNet16-120", "test"): "x-test",
+    ("ImageNet16-120", "validation_and_test"): "ori-test",
+}
+"""The official name of the images an accuracy is of, by data set and split.
+
+As `get_more_info` of the official programs reports them: its train-, valid-, test- and valtest-accuracy. `cifar10` was
+trained on all 50,000 training images, so it has no validation images; of the others the official test images are
+halved into validation and test.
+"""
 
 
 class PoolSettings(BaseModel):
@@ -14,33 +41,138 @@ class PoolSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    architectures: int = Field(ge=2, description="drawn uniformly from those whose output depends on the input")
+    architectures: Annotated[int, Field(ge=2)] | Annotated[list[str], Field(min_length=2)] = Field(
+        description="how many are drawn uniformly from those whose output depends on the input, or their strings"
+    )
     seeds: list[int] = Field(min_length=1, description="several tell how reliable the accuracies are")
     seed: int = Field(0, ge=0, description="of the draw")
     recipe: Recipe
 
 
-class TableSettings(BaseModel):
-    """A CSV file with a column of architecture strings and one of accuracies in percent."""
+class OfficialSettings(BaseModel):
+    """The official files of NATS-Bench's topology space or of NAS-Bench-201. The defaults are the paper's reference."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str
+    path: str = Field(min_length=1, description="nats: the folder or the .tar file; nasbench201: the .pth file")
+    dataset: Literal["cifar10", "cifar10-valid", "cifar100", "ImageNet16-120"] = "cifar10"
+    epochs: Literal[12, 200] = 200
+    split: Literal["train", "validation", "test", "validation_and_test"] = "test"
+    incomplete: Literal["error", "accept"] = Field("error", description="what to do where architectures are absent")
+
+    @model_validator(mode="after")
+    def _split_is_there(self) -> OfficialSettings:
+        if (self.dataset, self.split) not in SETS:
+            there = ", ".join(split for dataset, split in SETS if dataset == self.dataset)
+            hint = " (cifar10-valid has a validation split)" if self.dataset == "cifar10" else ""
+            raise ValueError(f"{self.dataset} has no split {self.split!r}; there are {there}{hint}")
+        return self
+
+    @property
+    def set_name(self) -> str:
+        """The official name of the images that the accuracy is of."""
+        return SETS[self.dataset, self.split]
+
+
+class TableSettings(BaseModel):
+    """A CSV file with a column of architecture strings, and accuracies in percent: one column, or one per seed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(min_length=1)
     architecture: str = Field("architecture", description="name of the column")
     accuracy: str = Field("accuracy", description="name of the column")
+    seeds: list[str] = Field([], description="columns with the accuracy of one seed each, whose mean is the accuracy")
+    index: str | None = Field(None, description="column of official indices, where a further file goes by them")
+    costs: dict[str, str] = Field({}, description="further costs: name in the table, and column")
+
+    @model_validator(mode="after")
+    def _one_kind_of_accuracy(self) -> TableSettings:
+        if self.seeds and "accuracy" in self.model_fields_set:
+            raise ValueError("names both accuracy and seeds; the accuracy is the mean of the seeds")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("names a column of seeds twice")
+        return self
+
+    @field_validator("costs")
+    @classmethod
+    def _names(cls, costs: dict[str, str]) -> dict[str, str]:
+        return _checked(costs)
+
+
+class CostFileSettings(BaseModel):
+    """A further CSV file with measured costs, of every architecture in the table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(min_length=1)
+    architecture: str | None = Field(None, description="column of architecture strings")
+    index: str | None = Field(None, description="or column of official indices")
+    columns: dict[str, str] = Field(min_length=1, description="name in the table, and column")
+
+    @model_validator(mode="after")
+    def _one_key(self) -> CostFileSettings:
+        if (self.architecture is None) == (self.index is None):
+            raise ValueError("give the column of architecture strings or that of official indices, one of the two")
+        return self
+
+    @field_validator("columns")
+    @classmethod
+    def _names(cls, columns: dict[str, str]) -> dict[str, str]:
+        return _checked(columns)
+
+
+def _checked(named: dict[str, Value]) -> dict[str, Value]:
+    for name in named:
+        if not COLUMN_NAME.fullmatch(name):
+            raise ValueError(f"{name!r}: such a name is lower case: letters, digits, '_' ({COLUMN_NAME.pattern})")
+    return named
+
+
+class FurtherSettings(BaseModel):
+    """Accuracies from a published source, such as those on another data set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Literal["nats", "nasbench201", "table"]
+    nats: OfficialSettings | None = None
+    nasbench201: OfficialSettings | None = None
+    table: TableSettings | None = None
+
+    @model_validator(mode="after")
+    def _source_is_there(self) -> Self:
+        if getattr(self, self.source) is None:
+            raise ValueError(f"source is {self.source!r}, but it has no block {self.source}")
+        return self
 
 
 class BenchmarkSettings(BaseModel):
-    """Block `benchmark`."""
+    """Block `benchmark`. Only the block of the source in use is needed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: Literal["pool", "table"]
+    source: Literal["pool", "nats", "nasbench201", "table"]
     pool: PoolSettings | None = None
+    nats: OfficialSettings | None = None
+    nasbench201: OfficialSettings | None = None
     table: TableSettings | None = None
+    costs: CostFileSettings | None = Field(None, description="further costs of all architectures, from a file")
+    further: dict[str, FurtherSettings] = Field(
+        {}, description="further true accuracies, which every ranking is compared with too; by name"
+    )
+
+    @field_validator("further")
+    @classmethod
+    def _names(cls, further: dict[str, FurtherSettings]) -> dict[str, FurtherSettings]:
+        return _checked(further)
 
     @model_validator(mode="after")
     def _source_is_there(self) -> BenchmarkSettings:
         if getattr(self, self.source) is None:
             raise ValueError(f"source is {self.source!r}, but there is no block benchmark.{self.source}")
+        if self.costs and self.costs.index is not None:
+            if self.source == "pool":
+                raise ValueError("costs.index: a pool has no official indices; use costs.architecture")
+            if self.source == "table" and self.table and self.table.index is None:
+                raise ValueError("costs.index needs table.index, the column of the same indices")
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,24 +16,35 @@ from sumnas.spaces.base import Architecture, Space
 COLUMNS = ("architecture", "accuracy", "std", "seeds", "macs", "params")
 PER_SEED = "accuracy_seed_"
 """Prefix of further columns: the accuracy with each seed, where it is known."""
+FURTHER = "reference_"
+"""Prefix of further columns: true accuracies of another kind, such as on another data set; may be empty."""
+COST = "cost_"
+"""Prefix of further columns: measured costs, such as a latency."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """True accuracies in percent [A], MACs and parameters in millions [A], and accuracies per seed [A, S]."""
+    """True accuracies in percent [A], MACs and parameters in millions [A], accuracies per seed [A, S].
+
+    `costs` has further costs [A] by name, each in its own unit; `further` further true accuracies [A] in percent, such
+    as those on another data set, not a number where one is not known.
+    """
 
     architectures: list[Architecture]
     accuracy: NDArray[np.float64]
     macs: NDArray[np.float64]
     params: NDArray[np.float64]
     per_seed: NDArray[np.float64]
+    costs: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    further: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Table:
         """Return some rows, in the order given."""
         rows = [int(i) for i in indices]
         return Table(
             [self.architectures[i] for i in rows], self.accuracy[rows], self.macs[rows], self.params[rows],
-            self.per_seed[rows],
+            self.per_seed[rows], {name: cost[rows] for name, cost in self.costs.items()},
+            {name: accuracy[rows] for name, accuracy in self.further.items()},
         )  # fmt: skip
 
     def lookup(self) -> dict[Architecture, float]:
@@ -41,11 +52,20 @@ class Table:
         return dict(zip(self.architectures, self.accuracy.tolist(), strict=True))
 
 
-def write(path: Path, space: Space, accuracies: Mapping[Architecture, Mapping[str, float]]) -> None:
+def write(
+    path: Path,
+    space: Space,
+    accuracies: Mapping[Architecture, Mapping[str, float]],
+    costs: Mapping[Architecture, Mapping[str, float]] | None = None,
+    further: Mapping[str, Mapping[Architecture, float]] | None = None,
+) -> None:
     """Write the table from accuracies in percent by architecture and seed; rows in the order of the mapping.
 
-    Accuracy is the mean over seeds, std their sample standard deviation (empty with a single seed).
+    Accuracy is the mean over seeds, std their sample standard deviation (empty with a single seed). `costs` has the
+    same further costs of every architecture, or is left out; `further` has further accuracies by name.
     """
+    costs, further = costs or {}, further or {}
+    names = list(next(iter(costs.values()))) if costs else []
     seeds = list(dict.fromkeys(seed for by_seed in accuracies.values() for seed in by_seed))
     rows = []
     for architecture, by_seed in accuracies.items():
@@ -58,27 +78,39 @@ def write(path: Path, space: Space, accuracies: Mapping[Architecture, Mapping[st
                 "seeds": len(values),
                 "macs": space.macs(architecture),
                 "params": space.params(architecture),
+                **{COST + name: costs[architecture][name] for name in names},
+                **{FURTHER + name: known.get(architecture, "") for name, known in further.items()},
                 **{PER_SEED + seed: by_seed.get(seed, "") for seed in seeds if len(seeds) > 1},
             }
         )
-    extra = [PER_SEED + seed for seed in seeds if len(seeds) > 1]
+    extra = [COST + name for name in names] + [FURTHER + name for name in further]
+    extra += [PER_SEED + seed for seed in seeds if len(seeds) > 1]
     files.write_csv(path, [*COLUMNS, *extra], rows)
 
 
 def read(path: Path, space: Space) -> Table:
     """Read the table; UserError names file and line of anything that is no row of this space."""
     rows = files.read_csv(path, COLUMNS)
-    extra = [name for name in (rows[0] if rows else {}) if name.startswith(PER_SEED)]
+    there = list(rows[0]) if rows else []
+    costs = [name for name in there if name.startswith(COST)]
+    more = [name for name in there if name.startswith(FURTHER)]
+    columns = ["accuracy", "macs", "params", *costs, *more, *(name for name in there if name.startswith(PER_SEED))]
+    needed, first_seed = 3 + len(costs), 3 + len(costs) + len(more)
     architectures = []
-    numbers = np.empty((len(rows), 3 + len(extra)))
+    numbers = np.empty((len(rows), len(columns)))
     for index, row in enumerate(rows):
         try:
             architectures.append(space.decode(row["architecture"]))
-            numbers[index] = [float(row[name] or "nan") for name in ("accuracy", "macs", "params", *extra)]
+            numbers[index] = [float(row[name] or "nan") for name in columns]
         except ValueError as error:
             raise UserError(f"{path}, line {index + 2}: {error}") from None
-        if not np.isfinite(numbers[index, :3]).all():
+        if not np.isfinite(numbers[index, :needed]).all():
             raise UserError(f"{path}, line {index + 2}: an accuracy or a cost is not a number")
     # A seed that some architecture lacks tells nothing about reliability.
-    whole = numbers[:, 3:][:, np.isfinite(numbers[:, 3:]).all(0)]
-    return Table(architectures, numbers[:, 0], numbers[:, 1], numbers[:, 2], whole)
+    seeds = numbers[:, first_seed:]
+    whole = seeds[:, np.isfinite(seeds).all(0)]
+    measured, further = (
+        {name.removeprefix(prefix): numbers[:, columns.index(name)] for name in names}
+        for prefix, names in ((COST, costs), (FURTHER, more))
+    )
+    return Table(architectures, numbers[:, 0], numbers[:, 1], numbers[:, 2], whole, measured, further)

@@ -6,18 +6,29 @@ import difflib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from sumnas import seeding
 from sumnas.data import Batch
 from sumnas.errors import UserError
 from sumnas.schedules import factor
-from sumnas.spaces.base import Supernet
+from sumnas.spaces.base import Architecture, Supernet
+
+
+class MethodSettings(BaseModel):
+    """What every block of `methods` may hold; a strategy's own `Settings` add to it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strategy: str
+    epochs: int | None = Field(None, ge=1, description="instead of supernet.epochs: comparisons at equal passes")
+
 
 Rounds = Sequence[Sequence[Batch]]
 """The training batches of one step: a list of rounds, each with one batch per stream."""
@@ -27,14 +38,16 @@ class Method(ABC):
     """Trains one supernet. Owns its optimisers, schedules and random streams.
 
     A subclass declares what one step takes: `rounds` consecutive batches of each of `streams` independent
-    permutations of its `train_share` of the training images, and `heldout` batches of the rest. `passes_per_step`
-    is the number of sub-model passes (forward and backward of one batch) that a step costs, for comparisons at equal
-    compute. A subclass lives in a module of its strategy's name beside a pydantic model `Settings`.
+    permutations of its `train_share` of the training images, and `heldout` batches of the rest; between two epochs it
+    takes `heldout_between` more of these. `passes_per_step` is the number of sub-model passes (forward and backward of
+    one batch) that a step costs, for comparisons at equal compute. A subclass lives in a module of its strategy's name
+    beside a pydantic model `Settings`.
     """
 
     streams: int = 1
     rounds: int = 1
     heldout: int = 0
+    heldout_between: int = 0
     train_share: float = 1.0
     passes_per_step: int = 1
 
@@ -56,9 +69,16 @@ class Method(ABC):
     def step(self, batches: Rounds, heldout: Sequence[Batch]) -> Mapping[str, Tensor | float]:
         """Update the supernet once; return what happened, `loss` (mean over the passes) among it."""
 
-    def end_epoch(self) -> Mapping[str, float]:
-        """Act between epochs (a controller's turn, say); return figures for the history."""
+    def end_epoch(self, heldout: Iterable[Batch] = ()) -> Mapping[str, float]:
+        """Act between epochs (a controller's turn, say); return figures for the history.
+
+        `heldout` gives `heldout_between` batches, each made when it is asked for.
+        """
         return {}
+
+    def architecture(self) -> Architecture | None:
+        """Return the method's own choice of an architecture so far; None where it makes none."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything besides the supernet's weights that the next step depends on."""
@@ -72,21 +92,39 @@ class Method(ABC):
 
 
 class GradientMethod(Method):
-    """A method whose step is one SGD step; its settings give learning_rate, momentum, schedule and weight_decay."""
+    """A method whose step is one SGD step; its settings give learning_rate, momentum, schedule and weight_decay.
+
+    They may also give minimum_rate, where the schedule ends, nesterov, and clip_norm, the largest gradient norm.
+    """
 
     def __init__(self, supernet: Supernet, settings: Any, total_steps: int, seed: int) -> None:
         super().__init__(supernet, settings, total_steps, seed)
         self.optimizer = torch.optim.SGD(
             supernet.parameters(), settings.learning_rate, settings.momentum,
             weight_decay=settings.weight_decay, foreach=True,
+            nesterov=settings.momentum > 0 and getattr(settings, "nesterov", False),
         )  # fmt: skip
 
     def set_rate(self) -> float:
         """Set the optimiser's rate for the next step, and return it."""
-        rate: float = self.settings.learning_rate * factor(self.settings.schedule, self.progress)
+        low: float = getattr(self.settings, "minimum_rate", 0.0)
+        rate: float = low + (self.settings.learning_rate - low) * factor(self.settings.schedule, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
+
+    def descend(self, paths: Iterable[Architecture]) -> None:
+        """Take one SGD step with the gradients at hand, which must be of these paths; no other parameter moves."""
+        # Weight decay reaches the whole path, also where the loss does not (edges that cannot reach the output).
+        for path in paths:
+            for parameter in self.supernet.path_choices(path):
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        if (norm := getattr(self.settings, "clip_norm", None)) is not None:
+            torch.nn.utils.clip_grad_norm_(self.supernet.parameters(), norm, foreach=True)
+        self.optimizer.step()
+        # None, not zero: the optimiser would go on moving other paths' parameters by decay and old momentum.
+        self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Add the optimiser's state."""
@@ -96,6 +134,11 @@ class GradientMethod(Method):
         """Put the optimiser's state back."""
         super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def filled(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients with zeros where there is none: parameters that the loss does not reach."""
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, like, strict=True)]
 
 
 def names() -> list[str]:

@@ -7,20 +7,18 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from sumnas.data import Batch
-from sumnas.methods.base import GradientMethod, Rounds
+from sumnas.methods.base import GradientMethod, MethodSettings, Rounds
 from sumnas.paths import strictly_fair_paths
 from sumnas.schedules import Schedule
 from sumnas.spaces.base import Supernet
 
 
-class Settings(BaseModel):
+class Settings(MethodSettings):
     """A block of `methods` with `strategy: fairnas`. The defaults are what SUMNAS's table 1 uses (App. D)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     strategy: Literal["fairnas"]
     learning_rate: float = Field(0.2, gt=0)
@@ -52,10 +50,15 @@ class FairNAS(GradientMethod):
         weight = 1 / len(batches) if self.settings.round_reduction == "mean" else 1.0
         losses = []
         for ((images, labels),) in batches:
+            # The stem runs once for all paths: forward, and backward from the sum of what they ask of it.
+            common = self.supernet.common(images)
+            leaf = common.detach().requires_grad_(common.requires_grad)
             for path in strictly_fair_paths(self.layers, self.candidates, self.rng):
-                loss = F.cross_entropy(self.supernet(images, path), labels)
+                loss = F.cross_entropy(self.supernet.rest(leaf, path), labels)
                 (loss * weight).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
+            if leaf.grad is not None:
+                common.backward(leaf.grad)  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.done_steps += 1
         return {"loss": torch.stack(losses).mean(), "learning_rate": rate}

@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from sumnas.data import Batch
-from sumnas.methods.base import GradientMethod, Rounds
+from sumnas.methods.base import GradientMethod, MethodSettings, Rounds
 from sumnas.paths import uniform_path
 from sumnas.schedules import Schedule
 
 
-class Settings(BaseModel):
+class Settings(MethodSettings):
     """A block of `methods` with `strategy: spos`. The defaults are what SUMNAS's table 1 uses (App. D)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     strategy: Literal["spos"]
     learning_rate: float = Field(0.2, gt=0)
@@ -40,13 +37,7 @@ class SPOS(GradientMethod):
         path = uniform_path(self.layers, self.candidates, self.rng)
         loss = F.cross_entropy(self.supernet(images, path), labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        # Weight decay reaches the whole path, also where the loss does not (edges that cannot reach the output).
-        for parameter in self.supernet.path_choices(path):
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        self.optimizer.step()
-        # None, not zero: the optimiser would go on moving other paths' parameters by decay and old momentum.
-        self.optimizer.zero_grad(set_to_none=True)
+        self.descend([path])
         self.done_steps += 1
         return {"loss": loss.detach(), "learning_rate": rate}
 

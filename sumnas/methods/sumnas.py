@@ -6,21 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from sumnas.adaptation import Buffers, adapt
 from sumnas.data import Batch
-from sumnas.methods.base import Method, Rounds
+from sumnas.methods.base import Method, MethodSettings, Rounds
 from sumnas.paths import strictly_fair_paths
 from sumnas.schedules import Schedule, factor
 from sumnas.spaces.base import Supernet
 
 
-class Settings(BaseModel):
+class Settings(MethodSettings):
     """A block of `methods` with `strategy: sumnas`. The defaults are the paper's for CIFAR-10 (table 6, App. D)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     strategy: Literal["sumnas"]
     adaptation_steps: int = Field(ge=1, description="k: SGD steps of every path before the outer update")
@@ -91,6 +89,8 @@ class SUMNAS(Method):
         losses: list[Tensor] = []
         for streams in batches:
             inputs = streams if settings.batches == "fresh" else [streams[0]] * settings.adaptation_steps
+            # All paths start from the same shared weights and the same batch, so the stem runs once for all.
+            common = supernet.common(inputs[0][0])
             for path in strictly_fair_paths(self.layers, self.candidates, self.rng):
                 choices = supernet.path_choices(path)
                 parameters = choices + supernet.shared
@@ -98,11 +98,11 @@ class SUMNAS(Method):
                 losses.append(
                     adapt(
                         supernet, path, parameters, inputs, inner, settings.inner_momentum,
-                        settings.inner_weight_decay, self.buffers, settings.clip_norm,
+                        settings.inner_weight_decay, self.buffers, settings.clip_norm, common,
                     )
                 )  # fmt: skip
                 with torch.no_grad():
-                    adapted = [p.detach() for p in parameters]
+                    adapted = [p.data for p in parameters]
                     difference = list(torch._foreach_sub(theta, adapted))
                     torch._foreach_copy_(adapted, theta)
                     torch._foreach_add_(shared_sum, difference[len(choices) :], alpha=weight)
@@ -111,6 +111,7 @@ class SUMNAS(Method):
                     else:
                         self._outer_update(choices, difference[: len(choices)], outer, weight)
                 del theta, difference  # else they would live on beside the next path's
+            del common
         with torch.no_grad():
             if waits:
                 pairs = list(choice_sum.values())

@@ -7,9 +7,9 @@ import importlib
 import itertools
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,9 +38,32 @@ class Supernet(nn.Module):
         """Return the choice parameters on this path, layer by layer."""
         return [p for layer, operator in zip(self.choices, architecture, strict=True) for p in layer[operator]]
 
+    def common(self, x: Tensor) -> Tensor:
+        """Return what every sub-model computes first from the images, whatever its path: here nothing, the images.
+
+        Paths with equal weights that read the same batch can share it: see `rest`.
+        """
+        return x
+
+    def rest(self, x: Tensor, architecture: Architecture) -> Tensor:
+        """Return the logits [N, classes] of one sub-model from what `common` gave."""
+        logits: Tensor = self(x, architecture)
+        return logits
+
     def forward(self, x: Tensor, architecture: Architecture) -> Tensor:
         """[N, C, H, W] images -> [N, classes] logits of one sub-model."""
         raise TypeError(f"{type(self).__name__} must define forward")
+
+    def forward_mixture(self, x: Tensor, weights: Tensor, architecture: Architecture | None = None) -> Tensor:
+        """[N, C, H, W] images -> [N, classes] logits of the mixture of all operators, weighted by [layers, operators].
+
+        With `architecture` only its operators run, each still times its weight. A space may do without a mixture.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no mixture of its operators")
+
+    def macs(self, architecture: Architecture) -> float:
+        """Multiply-adds of the sub-model as a stand-alone network, in millions (see `Space.macs`)."""
+        raise NotImplementedError(f"{type(self).__name__} does not know its costs")
 
 
 class Costs:
@@ -94,9 +117,24 @@ class Space(ABC):
     def connected(self, architecture: Architecture) -> bool:
         """Whether the output depends on the input at all."""
 
+    def equivalence(self, architecture: Architecture, *, flatten: bool = False) -> Hashable:
+        """Return a key that architectures share only if they give the same logits, whatever the weights.
+
+        Equal keys run the very same operations, so logits are equal bit by bit; with `flatten` also those that sum
+        the same terms in another order, equal up to rounding. A space that knows of none keeps them all apart.
+        """
+        return architecture
+
+    def graph(self, architecture: Architecture) -> list[tuple[int, int, str]]:
+        """Return what to draw: (source node, target node, operator) per layer. Here a chain of layers."""
+        return [(layer, layer + 1, self.candidates[operator]) for layer, operator in enumerate(architecture)]
+
     @abstractmethod
-    def supernet(self) -> Supernet:
-        """Build a supernet, initialised from torch's global stream (see seeding.scoped)."""
+    def supernet(self, *, track: bool = False) -> Supernet:
+        """Build a supernet, initialised from torch's global stream (see seeding.scoped).
+
+        With `track` its normalisation layers hold running statistics: see `tracked`.
+        """
 
     @abstractmethod
     def network(self, architecture: Architecture) -> nn.Module:
@@ -115,6 +153,10 @@ class Space(ABC):
         """Multiply-adds in millions."""
         return self._costs[0]
 
+    def additive(self, name: str) -> Costs | None:
+        """Return the cost called `name` (macs, params) if it is a sum over layers, else None."""
+        return dict(zip(("macs", "params"), self._costs, strict=True)).get(name)
+
     def macs(self, architecture: Architecture) -> float:
         """Multiply-adds of one image through the stand-alone network, in millions."""
         return self._costs[0].of(architecture)
@@ -130,18 +172,35 @@ class Space(ABC):
         """
         with torch.device("meta"):
             network = self.network(architecture)
-        weights = supernet.state_dict()
-        own = {name: weights[name] for name in network.state_dict() if name in weights}
-        network.load_state_dict(own, strict=False, assign=True)
-        device = supernet.shared[0].device
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
-                module.running_mean = torch.zeros(module.num_features, device=device)
-                module.running_var = torch.ones(module.num_features, device=device)
-                module.num_batches_tracked = torch.zeros((), dtype=torch.long, device=device)
-        for parameter in network.parameters():
-            parameter.requires_grad_(False)
-        return network
+        return _adopt(network, supernet)
+
+    def tracked(self, supernet: Supernet) -> Supernet:
+        """Return a supernet on the same weight tensors with running statistics of its own, for scoring many.
+
+        It runs any sub-model, to be recalibrated anew for each; `extract` builds a network per sub-model instead.
+        """
+        with torch.device("meta"):
+            network = self.supernet(track=True)
+        return _adopt(network, supernet)
+
+
+Built = TypeVar("Built", bound=nn.Module)
+
+
+def _adopt(network: Built, supernet: Supernet) -> Built:
+    """Give a network built on the meta device the supernet's tensors, and fresh statistics."""
+    weights = supernet.state_dict()
+    own = {name: weights[name] for name in network.state_dict() if name in weights}
+    network.load_state_dict(own, strict=False, assign=True)
+    device = supernet.shared[0].device
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+            module.running_mean = torch.zeros(module.num_features, device=device)
+            module.running_var = torch.ones(module.num_features, device=device)
+            module.num_batches_tracked = torch.zeros((), dtype=torch.long, device=device)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return network
 
 
 def names() -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Literal, NamedTuple
+from collections.abc import Hashable, Sequence
+from functools import cached_property, lru_cache
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -48,23 +48,46 @@ class Step(NamedTuple):
     target: int
 
 
+EVERY = tuple(
+    Step(edge, operator, *nodes) for edge, nodes in enumerate(EDGES) for operator in range(len(OPERATORS)) if operator
+)
+"""What a mixture runs: every operator of every edge but `none`, which adds zeros."""
+
+
 @lru_cache(maxsize=65536)
 def plan(architecture: Architecture) -> tuple[Step, ...]:
     """Return the edges a cell has to run, in order.
 
-    Left out are only edges whose output cannot reach node 3. An edge fed by an all-zero node stays: ReLU-Conv-BN of
-    zeros is the normalisation's shift, not zero.
+    Left out are edges whose output cannot reach node 3, and the identity or pool of an all-zero node, which is zero.
+    A convolution of an all-zero node stays: ReLU-Conv-BN of zeros is the normalisation's shift, not zero.
     """
+    filled, steps = {0}, []
+    for edge, (source, target) in enumerate(EDGES):  # in the order of the targets
+        operator = architecture[edge]
+        if operator in (CONV1, CONV3) or (operator in (SKIP, POOL) and source in filled):
+            filled.add(target)
+            steps.append(Step(edge, operator, source, target))
     useful = {3}
-    for edge in reversed(range(len(EDGES))):
-        source, target = EDGES[edge]
-        if architecture[edge] != NONE and target in useful:
-            useful.add(source)
-    return tuple(
-        Step(edge, architecture[edge], source, target)
-        for edge, (source, target) in enumerate(EDGES)
-        if architecture[edge] != NONE and target in useful
-    )
+    for step in reversed(steps):
+        if step.target in useful:
+            useful.add(step.source)
+    return tuple(step for step in steps if step.target in useful)
+
+
+def terms(architecture: Architecture) -> tuple[Any, ...]:
+    """Return what node 3 sums, written out: identities replaced by what their source sums, terms in sorted order.
+
+    A term is the input, a pool of terms, or one edge's convolution of terms.
+    """
+    sums: dict[int, tuple[Any, ...]] = {0: ("input",), 1: (), 2: (), 3: ()}
+    for step in plan(architecture):
+        source = sums[step.source]
+        if step.operator == SKIP:
+            new: tuple[Any, ...] = source
+        else:
+            new = ((step.operator, step.edge if step.operator != POOL else None, source),)
+        sums[step.target] = tuple(sorted(sums[step.target] + new, key=repr))
+    return sums[3]
 
 
 class Cell(nn.Module):
@@ -82,16 +105,16 @@ class Cell(nn.Module):
         # Plain references beside the registered ones: a dictionary look-up per edge is all that a pass then pays.
         self.operators = [{o: self.edges[e][OPERATORS[o]] for o in edge} for e, edge in enumerate(choices)]  # type: ignore[index]
 
-    def forward(self, x: Tensor, steps: tuple[Step, ...]) -> Tensor:
-        """[N, C, H, W] -> the same shape, running `steps` (see `plan`)."""
+    def forward(self, x: Tensor, steps: tuple[Step, ...], weights: Sequence[Sequence[Tensor]] | None = None) -> Tensor:
+        """[N, C, H, W] -> the same shape, running `steps` (see `plan`), each times its weight [edge][operator]."""
         nodes: list[Tensor | None] = [x, None, None, None]
         for edge, operator, source, target in steps:
             node = nodes[source]
-            if node is None:  # an all-zero node: the identity and the pool pass zeros on, a convolution does not
-                if operator in (SKIP, POOL):
-                    continue
+            if node is None:  # an all-zero node, into a convolution
                 node = torch.zeros_like(x)
             value = node if operator == SKIP else self.operators[edge][operator](node)
+            if weights is not None:
+                value = value * weights[edge][operator]
             present = nodes[target]
             nodes[target] = value if present is None else present + value
         out = nodes[3]
@@ -106,6 +129,7 @@ class Network(Supernet):
 
     def __init__(self, settings: Settings, choices: Sequence[Sequence[int]], *, track: bool) -> None:
         super().__init__()
+        self.settings = settings
         width = settings.channels
         self.stem = nn.Sequential(
             nn.Conv2d(settings.image_channels, width, 3, padding=1, bias=False),
@@ -137,10 +161,34 @@ class Network(Supernet):
         architecture = architecture or self.only
         if architecture is None:
             raise ValueError("a supernet needs the architecture that is to run")
-        steps = plan(architecture)
-        x = self.stem(x)
+        return self.rest(self.stem(x), architecture)
+
+    def common(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] images -> the stem's output."""
+        out: Tensor = self.stem(x)
+        return out
+
+    def rest(self, x: Tensor, architecture: Architecture) -> Tensor:
+        """Return the logits [N, classes] from the stem's output."""
+        return self._run(x, plan(architecture))
+
+    def forward_mixture(self, x: Tensor, weights: Tensor, architecture: Architecture | None = None) -> Tensor:
+        """Run every operator of every edge, or those of `architecture`, times [edges, operators] weights."""
+        table = [row.unbind() for row in weights.unbind()]
+        return self._run(self.stem(x), EVERY if architecture is None else plan(architecture), table)
+
+    def macs(self, architecture: Architecture) -> float:
+        """Multiply-adds of the sub-model as a stand-alone network, in millions."""
+        return self.space.macs(architecture)
+
+    @cached_property
+    def space(self) -> NASBench201:
+        """The space that the network is of, for its costs."""
+        return NASBench201(self.settings)
+
+    def _run(self, x: Tensor, steps: tuple[Step, ...], weights: Sequence[Sequence[Tensor]] | None = None) -> Tensor:
         for module in self.body:
-            x = module(x, steps) if isinstance(module, Cell) else module(x)
+            x = module(x, steps, weights) if isinstance(module, Cell) else module(x)
         x = F.relu(self.norm(x))
         logits: Tensor = self.classifier(x.mean((2, 3)))
         return logits
@@ -186,9 +234,17 @@ class NASBench201(Space):
                 reached.add(target)
         return 3 in reached
 
-    def supernet(self) -> Network:
+    def equivalence(self, architecture: Architecture, *, flatten: bool = False) -> Hashable:
+        """Return what a cell runs (10,405 cases), or with `flatten` what it sums (8,720 cases)."""
+        return terms(architecture) if flatten else plan(architecture)
+
+    def graph(self, architecture: Architecture) -> list[tuple[int, int, str]]:
+        """Return the cell: (source node, target node, operator) per edge, `none` included."""
+        return [(*edge, OPERATORS[operator]) for edge, operator in zip(EDGES, architecture, strict=True)]
+
+    def supernet(self, *, track: bool = False) -> Network:
         """Build a supernet with all five operators on every edge."""
-        return Network(self.settings, [range(len(OPERATORS))] * len(EDGES), track=False)
+        return Network(self.settings, [range(len(OPERATORS))] * len(EDGES), track=track)
 
     def network(self, architecture: Architecture) -> Network:
         """Build one stand-alone network."""

@@ -79,6 +79,11 @@ class Tracker:
     def _queue_up(self, path: Path) -> None:
         self._ticket = Ticket(Path(), path)
 
+    @property
+    def begun(self) -> bool:
+        """Whether the log has been begun."""
+        return self._writer is not None
+
     @_guarded
     def resume(self, folder: Path) -> None:
         """Go on with the log of the same work, where `folder` (of checkpoint.Work) holds some and it did not finish.
@@ -86,7 +91,7 @@ class Tracker:
         A figure that the log has already is not written again: after a kill, work since the checkpoint is repeated.
         """
         assert self.path is not None
-        begun = any(entry.name != "lock" for entry in folder.iterdir())
+        begun = any(entry.name not in ("lock", "settings") for entry in folder.iterdir())
         old = log.read(self.path) if begun and self.path.exists() else []
         finished = any(entry.get("status") == "FINISHED" for entry in old)
         if old and not finished and old[0].get("work") == folder.name and self._writer is None:

@@ -16,7 +16,7 @@ import yaml
 from workflow.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT = 300
+TIMEOUT = 600
 
 
 def tiny(params: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ CASES: dict[str, tuple[Callable[[Params], None] | None, str | None, set[str], se
     "search": (
         lambda p: p["search"].update(generations=2),
         None,
-        of(["search"], RUNS),
+        of(["search"], RUNS) | {"summarize"},
         of(["search", "retrain"], RUNS) | {"summarize"},
     ),
     "one method": (
@@ -80,13 +80,13 @@ CASES: dict[str, tuple[Callable[[Params], None] | None, str | None, set[str], se
     "ranking": (
         lambda p: p["ranking"].update(bootstrap=200),
         None,
-        of(["rank"], RUNS),
+        of(["rank"], RUNS) | {"summarize"},
         of(["rank"], RUNS) | {"summarize"},
     ),
     "supernet": (
         lambda p: p["supernet"].update(epochs=3),
         None,
-        of(["train_supernet"], RUNS),
+        of(["train_supernet"], RUNS) | {"summarize"},
         of(["train_supernet", *DOWNSTREAM], RUNS) | {"summarize"},
     ),
     "a run less": (lambda p: p["run"].update(methods=["spos"]), None, {"summarize"}, {"summarize"}),
@@ -97,6 +97,7 @@ CASES: dict[str, tuple[Callable[[Params], None] | None, str | None, set[str], se
         set(),
     ),
     "plots": (None, "sumnas/plots.py", set(), set()),
+    "the report's template": (None, "sumnas/templates/report.html.j2", set(), set()),
     "the command line": (None, "workflow/stage.py", set(), set()),
     "a new strategy": (None, "sumnas/methods/another.py", set(), set()),
     "another strategy": (
@@ -181,7 +182,7 @@ def test_snakemake_report(snakemake_clone: Any, tmp_path: Path) -> None:
     target = tmp_path / "report.html"
     snakemake_clone.run("snakemake", "--report", str(target))
     text = target.read_text()
-    assert "kendall_tau.svg" in text and "scatter.svg" in text
+    assert all(f"{name}.svg" in text for name in ("kendall_tau", "scatter", "training", "submodels", "cells"))
 
 
 def test_a_stopped_stage_is_named_in_one_line(dvc_clone: Any) -> None:

@@ -139,6 +139,9 @@ def test_snakemake_rule(name: str, snakemake_jobs: dict[str, list[dict[str, Any]
     files = job["input"] - code
     if name == "summarize":  # DVC depends on the folders, Snakemake on the files of the runs that are listed
         assert {"/".join(path.split("/")[:2]) for path in files} == expected_inputs(name)
+    elif name in ("prepare_data", "build_benchmark"):
+        # DVC depends on the folder of raw files, Snakemake on those of the source in use: the default has none.
+        assert files == expected_inputs(name) - {"data/raw"} and "data/raw" in expected_inputs(name)
     else:
         assert files == expected_inputs(name)
 
@@ -160,12 +163,37 @@ def test_rule_all_lists_every_output(snakemake_jobs: dict[str, list[dict[str, An
     assert target["input"] == made
 
 
+@pytest.mark.engine
+def test_snakemake_depends_on_the_files_of_a_source_of_ones_own(tmp_path: Path) -> None:
+    def inputs(**data: Any) -> set[str]:
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "data": data}))
+        command = [sys.executable, "-m", "snakemake", "-n", "--nocolor", "--cores", "1", "data/prepared"]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+        found = re.search(r"rule prepare_data:\n    input: (.*)", result.stdout)
+        assert found
+        return {path for path in found[1].split(", ") if not path.endswith(".py")}
+
+    for name in ("Snakefile", "workflow", "sumnas"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    assert inputs(source="npz", path="own.npz") == set()  # not there: prepare_data tells what to do
+    (tmp_path / "own.npz").touch()
+    assert inputs(source="npz", path="own.npz") == {"own.npz"}
+    folders = {f"raw/{split}/{name}" for split in ("train", "test") for name in ("ant", "bee")}
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "raw/train/note.txt").touch()
+    assert inputs(source="imagefolder", path="raw") == folders
+    assert inputs(source="CIFAR10", path="raw") == set()  # its checksum says what it is
+
+
 def test_every_stage_declares_the_blocks_it_reads() -> None:
     """What the scripts take from `job.params` is what they declare, plus what `Job` takes for them."""
     through = {
         "job.device": {"device"}, "job.data(": {"device"}, "job.space()": {"space"},
         "inputs.supernet(": {"space", "device"}, "inputs.predictor(": {"space", "device", "calibration", "evaluation"},
         "job.paths(": {"shards"},
+        "Fit(data, job.params)": {f"adaptation_{key}" for key in ("steps", "learning_rate", "batch_size")},
     }  # fmt: skip
     for name, stage in STAGES.items():
         text = (ROOT / f"workflow/{name}.py").read_text()
@@ -175,7 +203,9 @@ def test_every_stage_declares_the_blocks_it_reads() -> None:
         declared = set()
         for block in stage.blocks:
             head, _, tail = block.partition(".")
-            declared.add(tail if head in ("run", "search") and tail else head)
+            declared.add(tail if head in ("run", "search", "evaluation") and tail else head)
+        if "job.params.plain()" in text:  # all that is declared
+            used |= declared - {"threads"}
         declared = {"method" if b == "methods" and name != "summarize" else b for b in declared}
         assert used == declared - {"threads"}, name
         # Whoever computes fixes the number of threads, which changes rounding.
@@ -190,7 +220,7 @@ def test_observers_exist_and_make_no_result() -> None:
     assert not reached & sources.OBSERVERS
     everything = {str(p.relative_to(ROOT)) for folder in ("sumnas", "workflow") for p in (ROOT / folder).rglob("*.py")}
     strategies = {f"sumnas/methods/{name}.py" for name in sources.strategies()}
-    helpers = {"workflow/check.py", "workflow/preset.py", "workflow/readme.py"}
+    helpers = {"workflow/check.py", "workflow/preset.py", "workflow/readme.py", "workflow/train_one.py"}
     unused = everything - reached - sources.OBSERVERS - strategies - helpers
     assert not unused, f"neither a source of some stage nor an observer: {unused}"
 

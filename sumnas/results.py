@@ -1,0 +1,133 @@
+"""What a finished run left behind: the result files that the figures and the report are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from sumnas import files
+from sumnas.drawing import Edge
+from sumnas.errors import UserError
+from sumnas.summary import limit_label
+
+if TYPE_CHECKING:
+    from sumnas.spaces.base import Space
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the stages wrote about one run."""
+
+    name: str
+    method: str
+    seed: int
+    ranking: dict[str, Any]
+    found: dict[str, Any]
+    retrain: dict[str, Any]
+    predictions: list[dict[str, str]]
+    history: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A finished run's results: the settings in force, the summary, and each run listed."""
+
+    settings: dict[str, Any]
+    summary: dict[str, Any]
+    runs: list[Run]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One distinct architecture that was found; `edges` is None where the space cannot draw it."""
+
+    number: int
+    architecture: str
+    macs: float
+    params: float
+    benchmark_accuracy: float | None
+    retrained_accuracy: float | None
+    found_by: list[str]
+    edges: list[Edge] | None
+
+
+def load(results: Path) -> Results:
+    """Read the result files of exactly the runs that the summary is of; UserError where one is absent or damaged."""
+    folder = results / "summary"
+    summary = files.read_json(folder / "metrics.json")
+    settings = _read_yaml(folder / "settings.yaml")
+    runs = []
+    for method in settings["run"]["methods"]:
+        for seed in settings["run"]["seeds"]:
+            name = f"{method}-{seed}"
+            runs.append(
+                Run(
+                    name, method, seed,
+                    files.read_json(results / "ranking" / name / "metrics.json"),
+                    files.read_json(results / "search" / name / "found.json"),
+                    files.read_json(results / "retrain" / name / "metrics.json"),
+                    files.read_csv(
+                        results / "ranking" / name / "predictions.csv",
+                        ("architecture", "reference", "predicted", "macs"),
+                    ),
+                    files.read_csv(results / "supernet" / name / "history.csv", ("epoch", "passes", "loss")),
+                )
+            )  # fmt: skip
+    if missing := [method for method in settings["run"]["methods"] if method not in summary["methods"]]:
+        raise UserError(f"{folder}: settings.yaml has {missing[0]}, metrics.json has not; run the stage summarize")
+    # JSON files are sorted by key; the methods are to stand in the order in which they are listed.
+    summary["methods"] = {method: summary["methods"][method] for method in settings["run"]["methods"]}
+    return Results(settings, summary, runs)
+
+
+def distinct_cells(results: Results, space: Space) -> list[Cell]:
+    """Return every distinct architecture found, in order of first appearance, with who found it."""
+    entries: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
+    for run in results.runs:
+        for entry in run.found["found"]:
+            entries.setdefault(entry["architecture"], []).append((run, entry))
+    cells = []
+    for number, (architecture, finds) in enumerate(entries.items(), 1):
+        run, first = finds[0]
+        by = [f"{r.name}, {limit_label(e['limit'], r.found['cost'])}" for r, e in finds]
+        cells.append(
+            Cell(
+                number, architecture, first["macs"], first["params"], first["benchmark_accuracy"],
+                retrained(run, architecture), by, _edges(space, architecture),
+            )
+        )  # fmt: skip
+    return cells
+
+
+def retrained(run: Run, architecture: str) -> float | None:
+    """Return the test accuracy (percent) of an architecture trained from scratch, where that was done."""
+    return next((n["test_accuracy"] for n in run.retrain["networks"] if n["architecture"] == architecture), None)
+
+
+def space_of(settings: dict[str, Any]) -> Space:
+    """Build the space of a `space` block."""
+    from sumnas.spaces import base
+
+    return base.build(base.module_of(settings["name"]).Settings.model_validate(settings))
+
+
+def _edges(space: Space, architecture: str) -> list[Edge] | None:
+    try:
+        return space.graph(space.decode(architecture))
+    except ValueError:  # a report with a string that cannot be drawn is better than none
+        return None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage summarize") from None
+    except (UnicodeDecodeError, yaml.YAMLError):
+        value = None
+    if not isinstance(value, dict) or not {"run", "space"} <= set(value):
+        raise UserError(f"{path}: damaged; delete it and run the stage summarize")
+    return value

@@ -1,0 +1,160 @@
+"""Stages killed at random moments, checkpoint writes among them, and started again: the same bytes as undisturbed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.workflow.conftest import Clone, make_clone
+from workflow.stages import STAGES
+
+KILLS = 10
+STAGES_AND_ARGUMENTS = [
+    ("train_references", ("--shard", "0")),
+    ("train_supernet", ("--run", "sumnas-k2-0")),
+    ("recalibrate_bn", ("--run", "sumnas-k2-0")),
+    ("rank", ("--run", "sumnas-k2-0")),
+    ("score", ("--run", "sumnas-k2-0", "--shard", "0")),
+    ("search", ("--run", "sumnas-k2-0")),
+    ("retrain", ("--run", "sumnas-k2-0")),
+]
+
+
+def slower(params: dict[str, Any]) -> dict[str, Any]:
+    """Give every stage some seconds of work, so that a random moment falls into it."""
+    params["run"] |= {"methods": ["sumnas-k2"], "shards": [0]}
+    params["benchmark"]["pool"] |= {"architectures": 12, "seeds": [0, 1, 2]}
+    params["supernet"] |= {"epochs": 12, "batch_size": 64}
+    params["search"] |= {"population": 20, "generations": 6, "offspring": 20}
+    params["retrain"]["recipe"] |= {"epochs": 12, "batch_size": 64}
+    params["calibration"] |= {"images": 500, "batch_size": 50}
+    return params
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    """A clone with the results of an undisturbed run."""
+    clone = make_clone(tmp_path_factory.mktemp("kill") / "clone")
+    clone.params = slower(clone.params)
+    clone.env["SUMNAS_CHECKPOINT_SECONDS"] = "0.02"
+    clone.run("snakemake", "--cores", "2")
+    yield clone
+
+
+def outputs(clone: Clone, stage: str) -> list[Path]:
+    """Return where the stage's results lie."""
+    names = {"method": "sumnas-k2", "seed": "0", "run": "sumnas-k2-0", "shard": "0"}
+    return [clone.folder / template.format(**names) for template in STAGES[stage].outputs]
+
+
+def start(clone: Clone, stage: str, arguments: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    """Start a stage as a process of its own."""
+    command = [sys.executable, "-m", f"workflow.{stage}", *arguments]
+    return subprocess.Popen(
+        command, cwd=clone.folder, env=clone.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.parametrize(("stage", "arguments"), STAGES_AND_ARGUMENTS, ids=[s for s, _ in STAGES_AND_ARGUMENTS])
+def test_killed_again_and_again(undisturbed: Clone, stage: str, arguments: tuple[str, ...]) -> None:
+    clone, files = undisturbed, outputs(undisturbed, stage)
+    expected = {path: path.read_bytes() for path in files}
+    rng = random.Random(f"{stage} kills")
+    if stage == "retrain":  # what a run has trained is kept for the others: here it has to be trained again
+        clone.env["SUMNAS_CHECKPOINTS"] += "-again"
+    for path in files:
+        path.unlink()
+    began = time.monotonic()
+    process = start(clone, stage, arguments)
+    assert process.wait(timeout=600) == 0
+    whole = time.monotonic() - began
+    assert {path: path.read_bytes() for path in files} == expected, "two undisturbed runs differ"
+    if stage == "retrain":
+        clone.env["SUMNAS_CHECKPOINTS"] += "-and-again"
+    for path in files:
+        path.unlink()
+    killed = 0
+    while killed < KILLS:
+        process = start(clone, stage, arguments)
+        try:
+            # From the end of the imports on, where the work is.
+            process.wait(timeout=rng.uniform(0.3, 1.0) * whole)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed += 1
+            for path in files:  # a reader meets a whole file or none
+                assert not path.exists() or path.read_bytes() == expected[path]
+            continue
+        assert process.returncode == 0
+        if killed:
+            break
+    process = start(clone, stage, arguments)
+    assert process.wait(timeout=600) == 0
+    assert {path: path.read_bytes() for path in files} == expected
+    print(f"{stage}: {killed} kills")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_the_same_command_goes_on(undisturbed: Clone, number: signal.Signals) -> None:
+    clone, files = undisturbed, outputs(undisturbed, "train_supernet")
+    expected = {path: path.read_bytes() for path in files}
+    for path in files:
+        path.unlink()
+    env = {**clone.env, "SUMNAS_CHECKPOINT_SECONDS": "1e9"}  # so that only the signal can have saved
+    process = subprocess.Popen(
+        [sys.executable, "-m", "workflow.train_supernet", "--run", "sumnas-k2-0"],
+        cwd=clone.folder, env=env, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    folder = Path(env["SUMNAS_CHECKPOINTS"]) / "train_supernet"
+    while not any(folder.glob("*/settings")):
+        time.sleep(0.05)
+    time.sleep(1)
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and number.name in said and "Traceback" not in said
+    assert not any(path.exists() for path in files) and len(list(folder.glob("*/checkpoint.pt"))) == 1
+    again = clone.run(sys.executable, "-m", "workflow.train_supernet", "--run", "sumnas-k2-0")
+    assert "going on from step" in again.stderr
+    assert {path: path.read_bytes() for path in files} == expected
+
+
+def test_a_changed_setting_never_resumes_an_old_checkpoint(undisturbed: Clone) -> None:
+    clone = undisturbed
+    command = (sys.executable, "-m", "workflow.train_supernet", "--run", "sumnas-k2-0")
+    process = start(clone, "train_supernet", command[3:])
+    folder = Path(clone.env["SUMNAS_CHECKPOINTS"]) / "train_supernet"
+    while not any(folder.glob("*/checkpoint.pt")):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    before = clone.params
+    params = clone.params
+    params["methods"]["sumnas-k2"]["inner_learning_rate"] = 0.1
+    clone.params = params
+    clone.run("python", "-m", "workflow.describe_method", "--method", "sumnas-k2")
+    assert "going on" not in clone.run(*command).stderr
+    clone.params = before
+    clone.run("python", "-m", "workflow.describe_method", "--method", "sumnas-k2")
+    assert "going on" in clone.run(*command).stderr
+
+
+def test_two_writers_never_work_at_once(undisturbed: Clone) -> None:
+    clone = undisturbed
+    process = start(clone, "train_supernet", ("--run", "sumnas-k2-0"))
+    folder = Path(clone.env["SUMNAS_CHECKPOINTS"]) / "train_supernet"
+    while not any(folder.glob("*/checkpoint.pt")):
+        time.sleep(0.02)
+    second = clone.run(sys.executable, "-m", "workflow.train_supernet", "--run", "sumnas-k2-0", check=False)
+    assert process.poll() is None, "the first was through before the second could start"
+    assert second.returncode == 1 and "another process is doing this very work" in second.stderr
+    assert process.wait(timeout=300) == 0

@@ -1,0 +1,64 @@
+"""Documents name only what exists: functions, files, settings, links."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted(
+    p.relative_to(ROOT) for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data/README.md"]
+)  # fmt: skip
+
+
+def resolve(name: str) -> object:
+    """Import `package.module.object.attribute`; AttributeError where some part of it does not exist."""
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[cut:]:
+            found = getattr(found, part)
+        return found
+    raise AttributeError(name)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_names_of_the_code_exist(document: Path) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:sumnas|workflow)\.[\w.]+)`", text):
+        resolve(name)
+    for command in re.findall(r"python -m ((?:workflow|sumnas)\.[\w.]+)", text):
+        importlib.import_module(command.rstrip("."))
+    for target in re.findall(r"\bmake ((?:[a-z-]+ ?)+)`", text):
+        for word in target.split():
+            assert re.search(rf"^{word}:", (ROOT / "Makefile").read_text(), re.M), f"make {word}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_links_lead_somewhere(document: Path) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not urlparse(target).scheme and not target.startswith("#"):
+            assert (ROOT / document.parent / target.split("#")[0]).exists(), f"{document}: {target}"
+
+
+def test_the_methods_page_names_real_settings() -> None:
+    from sumnas.methods.sumnas import Settings
+
+    text = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    table = text[text.index("| question |") :].split("\n\n")[0]
+    blocks = yaml.safe_load((ROOT / "params.yaml").read_text())
+    names = re.findall(r"`([a-z_]+(?:\.[a-z_]+)?)(?::[^`]*)?`", table)
+    assert len(names) > 10
+    values = {"carry", "reuse", "mean", "sum", "test", "false"}
+    for name in set(names) - values:
+        block, _, key = name.rpartition(".")
+        assert key in (blocks[block] if block else Settings.model_fields), name

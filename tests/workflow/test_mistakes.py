@@ -1,0 +1,159 @@
+"""Mistakes that a newcomer makes: each ends with a non-zero code and a line that mends it, never with a traceback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from workflow import engine
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = sys.executable
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what a stage needs, without any result."""
+    folder = tmp_path_factory.mktemp("mistakes") / "project"
+    for name in ("sumnas", "workflow", "presets"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("params.yaml", "Makefile", "pyproject.toml", "constraints.txt", "Snakefile", "dvc.yaml"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "data/raw").mkdir(parents=True)
+    return folder
+
+
+def edited(old: str, new: str) -> Callable[[Path], None]:
+    """Return a mistake in params.yaml."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "params.yaml"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+
+    return edit
+
+
+def no_params(folder: Path) -> None:
+    (folder / "params.yaml").unlink()
+
+
+def nothing(_folder: Path) -> None:
+    pass
+
+
+STAGE = (PYTHON, "-m")
+MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
+    "a misspelt key": (
+        edited("  epochs: 15", "  epohcs: 15"),
+        (*STAGE, "workflow.prepare_data"),
+        "supernet.epohcs: unknown key; did you mean 'supernet.epochs'?",
+    ),
+    "a list where a number belongs": (
+        edited("  epochs: 15", "  epochs: [15]"),
+        (*STAGE, "workflow.check"),
+        "supernet.epochs = [15]: must be a valid integer",
+    ),
+    "a tab in the YAML": (edited("  epochs: 15", "\tepochs: 15"), (*STAGE, "workflow.check"), "params.yaml: line "),
+    "no params.yaml": (no_params, (*STAGE, "workflow.check"), "no such file; run from the project's root"),
+    "a stage before the data is there": (
+        nothing,
+        (*STAGE, "workflow.train_supernet", "--run", "spos-0"),
+        "data/prepared/manifest.json: no such file; run the stage that writes it",
+    ),
+    "a stage before the one it reads": (
+        nothing,
+        (*STAGE, "workflow.retrain", "--run", "spos-0"),
+        "results/search/spos-0/found.json: no such file; run the stage that writes it",
+    ),
+    "a run that is not there": (
+        nothing,
+        (*STAGE, "workflow.train_supernet", "--run", "sumnas-k3-0"),
+        "sumnas-k3: unknown method; did you mean 'sumnas-k",
+    ),
+    "a run without a seed": (nothing, (*STAGE, "workflow.rank", "--run", "spos"), "and a seed, such as sumnas-k2-0"),
+    "an image file that is not there": (
+        edited("  source: digits", "  path: data/raw/mine.npz\n  source: npz"),
+        (*STAGE, "workflow.prepare_data"),
+        "",
+    ),
+    "a limit that nothing meets": (
+        edited("limits: [0.3, null]", "limits: [0.001, null]"),
+        (*STAGE, "workflow.check"),
+        "search.limits = 0.001: no architecture has so few MACs; the smallest has 0.1",
+    ),
+    "a preset that is not there": (
+        nothing,
+        (*STAGE, "workflow.preset", "cifar10_cpu"),
+        "did you mean NAME=cifar10-cpu?",
+    ),
+    "settings on Snakemake's command line": (
+        nothing,
+        (PYTHON, "-m", "snakemake", "-n", "--config", "epochs=3"),
+        "params.yaml is the one settings file",
+    ),
+    "a port in use": (
+        nothing,
+        (*STAGE, "sumnas.tracking", "ui", "--port", "PORT"),
+        "choose another one: make ui PORT=",
+    ),
+    "an old Python": (nothing, ("make", "setup", "PYTHON=./old-python"), "Python 3.11 or newer is needed, this is 3.8"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_meets_a_message_that_mends_it(name: str, project: Path, tmp_path: Path) -> None:
+    make, command, message = MISTAKES[name]
+    folder = tmp_path / "project"
+    shutil.copytree(project, folder)
+    make(folder)
+    if name == "an image file that is not there":
+        edited("  test: 0.3 # share for true accuracies\n", "")(folder)
+        message = "data/raw/mine.npz"
+    if name == "an old Python":
+        # Answers to `sys.version_info` as an old one would; the real one does the rest.
+        old = folder / "old-python"
+        old.write_text(
+            f"""#!/bin/sh\nexec {PYTHON} -c "import sys; sys.version_info = (3, 8, 0); exec(sys.argv[2])" "$@"\n"""
+        )
+        old.chmod(0o755)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        command = tuple(
+            word.replace("PORT", str(taken.getsockname()[1])) if word == "PORT" else word for word in command
+        )
+        env = {**os.environ, "SUMNAS_CHECKPOINTS": str(tmp_path / "work")}
+        result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    said = result.stdout + result.stderr
+    assert result.returncode != 0 and message in said and "Traceback" not in said, said
+    assert len([line for line in said.splitlines() if line.strip()]) <= 4 or "snakemake" in command or "make" in command
+    left = [path for place in ("results", "data/prepared") for path in (folder / place).rglob("*") if path.is_file()]
+    assert all(path.name.endswith("log.jsonl") for path in left)  # how the stage ended, for MLflow
+
+
+def test_results_of_the_other_engine_are_noticed(tmp_path: Path) -> None:
+    assert engine.hint("dvc", tmp_path) is None
+    (tmp_path / ".snakemake/metadata").mkdir(parents=True)
+    text = engine.hint("dvc", tmp_path)
+    assert text is not None and "dvc commit -f" in text
+    assert engine.hint("snakemake", tmp_path) is None and engine.hint("hand", tmp_path) is None
+    (tmp_path / "dvc.lock").touch()
+    assert engine.hint("dvc", tmp_path) is None
+
+
+@pytest.mark.engine
+def test_snakemake_says_so_where_the_results_are_dvcs(project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(project, folder)
+    (folder / "dvc.lock").touch()
+    command = (PYTHON, "-m", "snakemake", "--cores", "1", "results/methods/spos.json")
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and "snakemake --touch --cores 1" in result.stderr

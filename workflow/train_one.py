@@ -1,0 +1,42 @@
+"""Train one architecture from scratch with block `retrain` of params.yaml, outside of the pipeline.
+
+`make preset NAME=cifar10-paper` gives NAS-Bench-201's exact recipe at full scale. Interrupted, the same command goes on
+from its checkpoint. The data must have been prepared (`python -m workflow.prepare_data`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sumnas import files
+from sumnas.errors import UserError
+from sumnas.progress import say
+from workflow import retrain
+from workflow.stage import make_job, reporting
+from workflow.stages import STAGES
+
+
+def main() -> None:
+    """Write weights.safetensors and metrics.json into the output folder."""
+    parser = argparse.ArgumentParser(prog="python -m workflow.train_one", description=__doc__)
+    parser.add_argument("architecture", help="its string, such as '|nor_conv_3x3~0|+|none~0|skip_connect~1|+|...|'")
+    parser.add_argument("--output", type=Path, default=Path("results/one"), help="folder (default: %(default)s)")
+    parser.add_argument("--accept-code-change", action="store_true", help="go on from what other sources have begun")
+    arguments = parser.parse_args()
+    with reporting("train_one"):
+        job = make_job(STAGES["retrain"], arguments)
+        space = job.space()
+        try:
+            text = space.encode(space.decode(arguments.architecture))
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        tensors, entry = retrain.train_once(job, space, job.data(space), text)
+        about = {"space": job.params.space.model_dump(mode="json"), "architecture": text}
+        files.write_tensors(arguments.output / "weights.safetensors", tensors, about)
+        files.write_json(arguments.output / "metrics.json", {**entry, "settings_digest": job.params.digest()})
+    say(f"train_one: test accuracy {entry['test_accuracy']:.2f} % -> {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()
