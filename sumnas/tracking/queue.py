@@ -27,6 +27,8 @@ from sumnas.tracking.store import ENVIRONMENT, uri_of
 FOLDER = "mlflow.queue"
 RESTART = 60.0
 """Seconds after which a stage starts a server again, when the one that it started is gone."""
+GRACE = 2.0
+"""Seconds that the server of another stage may take from its start until it can be seen."""
 LOOK = 5.0
 """Seconds between two looks at the server."""
 
@@ -131,13 +133,22 @@ class Ticket:
         """Wait at most so many seconds until the log has arrived; return the server's complaint."""
         if self._content["run"] is None:  # nothing was written
             remove(self.path)
-        until = time.monotonic() + patience
-        while self.path.exists() and not failure(self.path).exists() and time.monotonic() < until:
+        else:
+            self._serve()
+        started = time.monotonic()
+        while self.path.exists() and not failure(self.path).exists():
+            taken = time.monotonic() - started
+            if taken > patience or (taken > GRACE and not self._in_work()):
+                break
             time.sleep(0.02)
         found = self.complaint() if self.path.exists() else None
         if self._server is not None and self._server.poll() is None:
             self._server.returncode = 0  # it outlives this process on purpose: no warning about that
         return found
+
+    def _in_work(self) -> bool:
+        own = self._server is not None and self._server.poll() is None  # it may not have the lock yet
+        return own or self._queue.served()
 
     def _serve(self) -> None:
         if self._queue.served() or time.monotonic() - self._started < RESTART:
