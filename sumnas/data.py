@@ -49,7 +49,7 @@ class Prepared:
         UserError where it has no images: data.validation is 0.
         """
         images = self.images[name]
-        if name not in self.held_out and name != "train":
+        if not len(self.labels[name]):
             raise UserError(f"the {name} split has no images (data.validation = 0): set evaluation.split: test")
         if isinstance(images, ImageFiles):
             return Streamed(self, name)
@@ -58,7 +58,7 @@ class Prepared:
     @property
     def held_out(self) -> list[str]:
         """Names of the splits that are not trained on and have images: validation first, where there is one."""
-        return [name for name in ("validation", "test") if len(self.labels[name])]
+        return [name for name in ("validation", "test") if len(self.labels.get(name, ()))]
 
     def balanced_draw(self, count: int, seed: int) -> Tensor:
         """Return [count] indices of training images: a random draw with equally many of every class.
