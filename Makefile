@@ -6,7 +6,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 READY := $(VENV)/.ready
 
-.PHONY: help setup repro snakemake test test-faults lint types check preset readme ui sync clean
+.PHONY: help setup repro snakemake test test-faults test-slurm lint types check preset readme ui sync clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ test: setup ## run the tests (about six minutes)
 
 test-faults: setup ## kill stages at random moments and compare what comes out
 	python -m pytest tests/faults
+
+test-slurm: setup ## run the pipeline through a Slurm of one node, started here (docs/cluster.md)
+	@SUMNAS_TEST_SLURM=$(SUMNAS_TEST_SLURM) python -m pytest -rs tests/slurm
 
 lint: setup ## check the style of Python and Snakemake files
 	ruff check .

@@ -13,6 +13,10 @@ from workflow.stages import STAGES
 
 os.environ["SUMNAS_ENGINE"] = "snakemake"  # for the tags of tracked runs
 
+# The stage takes its shell's place, so that Snakemake waits for the stage itself: a signal to a whole Slurm job ends a
+# shell at once, and with it the job, before the stage has saved its checkpoint.
+shell.prefix("set -euo pipefail; exec ")
+
 if config:
     raise WorkflowError(
         "--config and --configfile are not read here: params.yaml is the one settings file. "
