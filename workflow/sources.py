@@ -25,6 +25,7 @@ OBSERVERS = frozenset(
         "sumnas/report.py",
         "sumnas/tracking/__init__.py",
         "sumnas/tracking/__main__.py",
+        "sumnas/tracking/locks.py",
         "sumnas/tracking/log.py",
         "sumnas/tracking/queue.py",
         "sumnas/tracking/send.py",

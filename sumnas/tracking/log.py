@@ -16,13 +16,14 @@ Every line has `time`, in milliseconds since 1970. A run that was killed has no 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from sumnas.tracking import locks
 
 Line = dict[str, Any]
 """One line; empty where it is damaged, so that lines keep their numbers."""
@@ -114,14 +115,7 @@ def read(path: Path) -> list[Line]:
 
 def running(path: Path) -> bool:
     """Whether a living stage is writing this log."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    return locks.held(path)
 
 
 def mark_sent(path: Path, lines: Sequence[Line], to: str) -> None:
@@ -155,13 +149,5 @@ def _locked(path: Path) -> int:
 
 
 def _lock(handle: int, path: Path) -> None:
-    for _ in range(10):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.02)  # whoever looks whether a stage is running holds it for a moment
-        except OSError:
-            return  # a file system without locks
-        else:
-            return
-    raise Busy(f"{path}: another process is writing it")
+    if not locks.take(handle):
+        raise Busy(f"{path}: another process is writing it")

@@ -8,7 +8,6 @@ by every stage. Which tickets belong to a server says the first part of their na
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import platform
@@ -22,6 +21,7 @@ from typing import Any
 
 from sumnas import files
 from sumnas.errors import UserError
+from sumnas.tracking import locks
 from sumnas.tracking.store import ENVIRONMENT, uri_of
 
 FOLDER = "mlflow.queue"
@@ -51,29 +51,14 @@ class Queue:
 
     def served(self) -> bool:
         """Whether a server is running."""
-        try:
-            with self._lock.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return locks.held(self._lock)
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[bool]:
         """Be the server; gives False where there is one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock.open("ab") as file:
-            for _ in range(10):  # whoever looks whether there is a server holds the lock for a moment
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    time.sleep(0.02)
-                else:
-                    yield True
-                    return
-        yield False
+            yield locks.take(file.fileno())
 
 
 def failure(ticket: Path) -> Path:
