@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -29,14 +29,6 @@ from sumnas.spaces.nasbench201 import EDGES, OPERATORS
 
 SEED = 11
 TOTAL = 5  # steps of the schedules; the tests take three of them, so that cosine factors are all different
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def supernet(dtype: torch.dtype = torch.float64, **changes: Any) -> Supernet:

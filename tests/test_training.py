@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -25,14 +25,6 @@ from sumnas.training import Heldout, Progress, SupernetSettings, assemble, captu
 
 SEED = 4
 IMAGES, BATCH = 44, 8  # five batches an epoch, and four images left over
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def prepared(count: int = IMAGES) -> Prepared:

@@ -17,7 +17,7 @@ from torch import Tensor
 from sumnas import seeding
 from sumnas.data import Batch
 from sumnas.errors import UserError
-from sumnas.schedules import factor
+from sumnas.schedules import Schedule, factor
 from sumnas.spaces.base import Architecture, Supernet
 
 
@@ -28,6 +28,15 @@ class MethodSettings(BaseModel):
 
     strategy: str
     epochs: int | None = Field(None, ge=1, description="instead of supernet.epochs: comparisons at equal passes")
+
+
+class GradientSettings(MethodSettings):
+    """Rates of one SGD step. The defaults are what SUMNAS's table 1 uses for every method but its own (App. D)."""
+
+    learning_rate: float = Field(0.2, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    schedule: Schedule = "cosine"
+    weight_decay: float = Field(4e-5, ge=0)
 
 
 Rounds = Sequence[Sequence[Batch]]

@@ -15,19 +15,14 @@ from torch import Tensor, nn
 
 from sumnas import seeding
 from sumnas.data import Batch
-from sumnas.methods.base import GradientMethod, MethodSettings, Rounds, filled
-from sumnas.schedules import Schedule
+from sumnas.methods.base import GradientMethod, GradientSettings, Rounds, filled
 from sumnas.spaces.base import Architecture, Supernet
 
 
-class Settings(MethodSettings):
+class Settings(GradientSettings):
     """A block of `methods` with `strategy: cream`. Rates are those of SPOS, the rest is of the authors' experiments."""
 
     strategy: Literal["cream"]
-    learning_rate: float = Field(0.2, gt=0)
-    momentum: float = Field(0.0, ge=0, lt=1)
-    schedule: Schedule = "cosine"
-    weight_decay: float = Field(4e-5, ge=0)
     warmup: float = Field(1 / 6, ge=0, lt=1, description="share of the training before the board opens: 20/120 epochs")
     board: int = Field(10, ge=1, description="prioritized paths")
     margin: float = Field(5.0, ge=0, description="points of accuracy that a path with more MACs has to be better by")

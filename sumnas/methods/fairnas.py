@@ -11,20 +11,15 @@ from pydantic import Field
 from torch import Tensor
 
 from sumnas.data import Batch
-from sumnas.methods.base import GradientMethod, MethodSettings, Rounds
+from sumnas.methods.base import GradientMethod, GradientSettings, Rounds
 from sumnas.paths import strictly_fair_paths
-from sumnas.schedules import Schedule
 from sumnas.spaces.base import Supernet
 
 
-class Settings(MethodSettings):
+class Settings(GradientSettings):
     """A block of `methods` with `strategy: fairnas`. The defaults are what SUMNAS's table 1 uses (App. D)."""
 
     strategy: Literal["fairnas"]
-    learning_rate: float = Field(0.2, gt=0)
-    momentum: float = Field(0.0, ge=0, lt=1)
-    schedule: Schedule = "cosine"
-    weight_decay: float = Field(4e-5, ge=0)
     rounds: int = Field(1, ge=1, description="task batching: strictly fair rounds per step (ImageNet: 3)")
     round_reduction: Literal["mean", "sum"] = "mean"
 

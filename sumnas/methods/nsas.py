@@ -13,20 +13,15 @@ from pydantic import Field
 from torch import Tensor
 
 from sumnas.data import Batch
-from sumnas.methods.base import GradientMethod, MethodSettings, Rounds
+from sumnas.methods.base import GradientMethod, GradientSettings, Rounds
 from sumnas.paths import uniform_path
-from sumnas.schedules import Schedule
 from sumnas.spaces.base import Architecture, Supernet
 
 
-class Settings(MethodSettings):
+class Settings(GradientSettings):
     """A block of `methods` with `strategy: nsas`. Rates are those of SPOS, the rest is of the authors' experiments."""
 
     strategy: Literal["nsas"]
-    learning_rate: float = Field(0.2, gt=0)
-    momentum: float = Field(0.0, ge=0, lt=1)
-    schedule: Schedule = "cosine"
-    weight_decay: float = Field(4e-5, ge=0)
     members: int = Field(8, ge=1, description="M: architectures in the constraint set; a step costs 1 + M passes")
     weight: float = Field(0.5, ge=0, le=1, description="of the constraint set's mean loss; the path's has the rest")
     draws: int = Field(10, ge=1, description="random architectures of which the most novel joins a set not yet full")

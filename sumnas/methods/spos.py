@@ -6,23 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from sumnas.data import Batch
-from sumnas.methods.base import GradientMethod, MethodSettings, Rounds
+from sumnas.methods.base import GradientMethod, GradientSettings, Rounds
 from sumnas.paths import uniform_path
-from sumnas.schedules import Schedule
 
 
-class Settings(MethodSettings):
+class Settings(GradientSettings):
     """A block of `methods` with `strategy: spos`. The defaults are what SUMNAS's table 1 uses (App. D)."""
 
     strategy: Literal["spos"]
-    learning_rate: float = Field(0.2, gt=0)
-    momentum: float = Field(0.0, ge=0, lt=1)
-    schedule: Schedule = "cosine"
-    weight_decay: float = Field(4e-5, ge=0)
 
 
 class SPOS(GradientMethod):

@@ -11,20 +11,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sumnas.data import Batch
-from sumnas.methods.base import GradientMethod, MethodSettings, Rounds, filled
+from sumnas.methods.base import GradientMethod, GradientSettings, Rounds, filled
 from sumnas.paths import uniform_path
-from sumnas.schedules import Schedule
 from sumnas.spaces.base import Supernet
 
 
-class Settings(MethodSettings):
+class Settings(GradientSettings):
     """A block of `methods` with `strategy: wpl`. Rates are those of SPOS, the rest is of the authors' experiments."""
 
     strategy: Literal["wpl"]
-    learning_rate: float = Field(0.2, gt=0)
-    momentum: float = Field(0.0, ge=0, lt=1)
-    schedule: Schedule = "cosine"
-    weight_decay: float = Field(4e-5, ge=0)
     batches_per_path: int = Field(7, ge=1, description="SGD steps of one path before the Fisher estimate is renewed")
     alpha: float = Field(60.0, ge=0, description="weight of the plasticity loss")
     alpha_decay: float = Field(1.0, ge=0, description="what alpha loses per epoch, never below 0")
