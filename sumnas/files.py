@@ -95,17 +95,33 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read safetensors with this package's metadata; UserError where absent or damaged."""
+    with _opened(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        return tensors, json.loads((file.metadata() or {}).get("sumnas", "{}"))
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Read what a safetensors file says of itself, without its tensors; UserError where absent or damaged."""
+    with _opened(path, "np") as file:
+        text = (file.metadata() or {}).get("sumnas")
+        if text is None:
+            raise ValueError("no metadata of this package's")
+        metadata: dict[str, Any] = json.loads(text)
+        return metadata
+
+
+@contextlib.contextmanager
+def _opened(path: Path, framework: str) -> Iterator[Any]:
+    """Open safetensors; what goes wrong until it is closed becomes a UserError that names the file."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            metadata = json.loads((file.metadata() or {}).get("sumnas", "{}"))
+        with safe_open(path, framework) as file:
+            yield file
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it (`dvc repro` runs them all)") from None
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); delete it and run the stage that writes it") from None
-    return tensors, metadata
 
 
 def sha256(path: Path) -> str:

@@ -19,7 +19,8 @@ from sumnas import charts, drawing, files, plots
 from sumnas import summary as summaries
 from sumnas.cautions import cautions
 from sumnas.errors import UserError
-from sumnas.results import Cell, Results, distinct_cells, load, retrained, space_of
+from sumnas.results import Cell, Results, distinct_cells, load, space_of
+from sumnas.summary import interval, number, percent
 
 FIGURES = ("kendall_tau.svg", "training.svg", "submodels.svg", "cells.svg")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -73,7 +74,7 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"tau": _tau, "percent": _percent, "interval": _interval}
+    environment.filters |= {"tau": number, "percent": percent, "interval": interval}
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     summary = results.summary
     numbers = {cell.architecture: cell.number for cell in cells}
@@ -85,7 +86,7 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
                     **entry,
                     "label": summaries.limit_label(entry["limit"], run.found["cost"]),
                     "cell": numbers[entry["architecture"]],
-                    "retrained": retrained(run, entry["architecture"]),
+                    "retrained": summaries.retrained(run, entry["architecture"]),
                 }
                 for entry in run.found["found"]
             ],
@@ -105,7 +106,7 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
         limits=[entry["label"] for entry in next(iter(summary["methods"].values()))["found"]],
         top_k=[k for k in results.settings["ranking"]["top_k"] if f"precision_at_{k}" in results.runs[0].ranking],
         cells=cells,
-        scatters=[charts.scatter(r, f"{run.name}: tau {_tau(run.ranking['kendall_tau'])}", summary["split"], most)
+        scatters=[charts.scatter(r, f"{run.name}: tau {number(run.ranking['kendall_tau'])}", summary["split"], most)
                   for run, r in ranked],
         differences=[charts.rank_differences(r, run.name, most) for run, r in ranked],
         scale=charts.colour_scale(),
@@ -154,19 +155,6 @@ def _curves(results: Results, column: str) -> list[plots.Curve]:
 
 def _data_uri(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
-
-
-def _tau(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _interval(values: dict[str, Any], key: str) -> str:
-    low, high = values[f"{key}_low"], values[f"{key}_high"]
-    return "-" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,27 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sumnas import files
+from sumnas import files, summary
 from sumnas.drawing import Edge
 from sumnas.errors import UserError
-from sumnas.summary import limit_label
 
 if TYPE_CHECKING:
     from sumnas.spaces.base import Space
 
 
 @dataclass(frozen=True)
-class Run:
-    """What the stages wrote about one run."""
+class Run(summary.Run):
+    """What the stages wrote about one run, its training's history included."""
 
-    name: str
-    method: str
-    seed: int
-    ranking: dict[str, Any]
-    found: dict[str, Any]
-    retrain: dict[str, Any]
-    predictions: list[dict[str, str]]
     history: list[dict[str, str]]
+
+    @property
+    def name(self) -> str:
+        """The run's name, method and seed."""
+        return f"{self.method}-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Cell:
 def load(results: Path) -> Results:
     """Read the result files of exactly the runs that the summary is of; UserError where one is absent or damaged."""
     folder = results / "summary"
-    summary = files.read_json(folder / "metrics.json")
+    whole = files.read_json(folder / "metrics.json")
     settings = _read_yaml(folder / "settings.yaml")
     runs = []
     for method in settings["run"]["methods"]:
@@ -65,7 +62,7 @@ def load(results: Path) -> Results:
             name = f"{method}-{seed}"
             runs.append(
                 Run(
-                    name, method, seed,
+                    method, seed,
                     files.read_json(results / "ranking" / name / "metrics.json"),
                     files.read_json(results / "search" / name / "found.json"),
                     files.read_json(results / "retrain" / name / "metrics.json"),
@@ -76,11 +73,11 @@ def load(results: Path) -> Results:
                     files.read_csv(results / "supernet" / name / "history.csv", ("epoch", "passes", "loss")),
                 )
             )  # fmt: skip
-    if missing := [method for method in settings["run"]["methods"] if method not in summary["methods"]]:
+    if missing := [method for method in settings["run"]["methods"] if method not in whole["methods"]]:
         raise UserError(f"{folder}: settings.yaml has {missing[0]}, metrics.json has not; run the stage summarize")
     # JSON files are sorted by key; the methods are to stand in the order in which they are listed.
-    summary["methods"] = {method: summary["methods"][method] for method in settings["run"]["methods"]}
-    return Results(settings, summary, runs)
+    whole["methods"] = {method: whole["methods"][method] for method in settings["run"]["methods"]}
+    return Results(settings, whole, runs)
 
 
 def distinct_cells(results: Results, space: Space) -> list[Cell]:
@@ -92,19 +89,14 @@ def distinct_cells(results: Results, space: Space) -> list[Cell]:
     cells = []
     for number, (architecture, finds) in enumerate(entries.items(), 1):
         run, first = finds[0]
-        by = [f"{r.name}, {limit_label(e['limit'], r.found['cost'])}" for r, e in finds]
+        by = [f"{r.name}, {summary.limit_label(e['limit'], r.found['cost'])}" for r, e in finds]
         cells.append(
             Cell(
                 number, architecture, first["macs"], first["params"], first["benchmark_accuracy"],
-                retrained(run, architecture), by, _edges(space, architecture),
+                summary.retrained(run, architecture), by, _edges(space, architecture),
             )
         )  # fmt: skip
     return cells
-
-
-def retrained(run: Run, architecture: str) -> float | None:
-    """Return the test accuracy (percent) of an architecture trained from scratch, where that was done."""
-    return next((n["test_accuracy"] for n in run.retrain["networks"] if n["architecture"] == architecture), None)
 
 
 def space_of(settings: dict[str, Any]) -> Space:

@@ -67,31 +67,30 @@ def markdown(summary: dict[str, Any]) -> str:
     header += [f"found {limit}: true / retrained (%)" for limit in limits]
     lines = [_row(header), _row(["---"] * len(header))]
     for name, m in summary["methods"].items():
-        cells = [name, _spread(m["kendall_tau"], m["kendall_tau_std"]), _interval(m, "kendall_tau")]
-        cells.append(_number(m["spearman_rho"]))
+        cells = [name, _spread(m["kendall_tau"], m["kendall_tau_std"]), interval(m, "kendall_tau")]
+        cells.append(number(m["spearman_rho"]))
         cells.append(f"{m['submodel_accuracy_mean']:.2f} (spread {m['submodel_accuracy_std']:.2f})")
-        cells += [f"{_accuracy(e)} / {_percent(e['retrained_accuracy'])}" for e in m["found"]]
+        cells += [f"{_accuracy(e)} / {percent(e['retrained_accuracy'])}" for e in m["found"]]
         lines.append(_row(cells))
     for name, label in BASELINES.items():
         b = summary["baselines"][name]
-        interval = _interval({"tau_low": b["_low"], "tau_high": b["_high"]}, "tau")
-        lines.append(_row([f"*{label}*", _number(b[""]), interval, "", "", *[""] * len(limits)]))
-    oracle = [f"{_percent(e['benchmark_best'])} / " for e in next(iter(summary["methods"].values()))["found"]]
+        lines.append(_row([f"*{label}*", number(b[""]), interval(b, ""), "", "", *[""] * len(limits)]))
+    oracle = [f"{percent(e['benchmark_best'])} / " for e in next(iter(summary["methods"].values()))["found"]]
     lines.append(_row(["*best in the table*", "", "", "", "", *oracle]))
     text = "\n".join(lines) + "\n\n"
     text += (
         f"{summary['architectures']} architectures; predicted on the {summary['split']} split; supernet seeds "
         f"{seeds}. References: {references['reference_seeds']} seeds each; split-half tau "
-        f"{_number(references['reliability_tau'])}; "
-        f"a perfect predictor would reach tau {_number(references['perfect_tau'])} "
-        f"{_interval(references, 'perfect_tau')}. Best true accuracy in the table: {summary['benchmark_best']:.2f} %. "
+        f"{number(references['reliability_tau'])}; "
+        f"a perfect predictor would reach tau {number(references['perfect_tau'])} "
+        f"{interval(references, 'perfect_tau')}. Best true accuracy in the table: {summary['benchmark_best']:.2f} %. "
         '"true" is the table\'s accuracy where the architecture is in it (-: it is not), "retrained" the test '
         "accuracy after training from scratch.\n"
     )
     if summary["differences"]:
         text += "\n" + _row(["paired difference of tau", "value", "95 % interval"]) + "\n" + _row(["---"] * 3) + "\n"
         for d in summary["differences"]:
-            text += _row([f"{d['of']} - {d['minus']}", _number(d["value"]), _interval(d, "")]) + "\n"
+            text += _row([f"{d['of']} - {d['minus']}", number(d["value"]), interval(d, "")]) + "\n"
     return text
 
 
@@ -118,7 +117,7 @@ def _method(runs: Sequence[Run]) -> dict[str, Any]:
     result["found"] = []
     for index, entry in enumerate(runs[0].found["found"]):
         entries = [r.found["found"][index] for r in runs]
-        trained = [_retrained(r, e["architecture"]) for r, e in zip(runs, entries, strict=True)]
+        trained = [retrained(r, e["architecture"]) for r, e in zip(runs, entries, strict=True)]
         result["found"].append(
             {
                 "limit": entry["limit"],
@@ -151,7 +150,8 @@ def _differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return result
 
 
-def _retrained(run: Run, architecture: str) -> float | None:
+def retrained(run: Run, architecture: str) -> float | None:
+    """Return the test accuracy (percent) of an architecture trained from scratch, where that was done."""
     return next((n["test_accuracy"] for n in run.retrain["networks"] if n["architecture"] == architecture), None)
 
 
@@ -169,25 +169,28 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Return a tau or another measure as it is shown."""
     return "-" if value is None else f"{value:.3f}"
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Return an accuracy as it is shown."""
     return "-" if value is None else f"{value:.2f}"
 
 
 def _accuracy(entry: dict[str, Any]) -> str:
     """Return the mean true accuracy of what was found, with its spread over seeds where there are several."""
     std = entry["benchmark_accuracy_std"]
-    return _percent(entry["benchmark_accuracy"]) + ("" if std is None else f" ± {std:.2f}")
+    return percent(entry["benchmark_accuracy"]) + ("" if std is None else f" ± {std:.2f}")
 
 
 def _spread(value: float | None, std: float | None) -> str:
-    return _number(value) if std is None else f"{_number(value)} ± {std:.3f}"
+    return number(value) if std is None else f"{number(value)} ± {std:.3f}"
 
 
-def _interval(values: dict[str, Any], key: str) -> str:
+def interval(values: dict[str, Any], key: str) -> str:
+    """Return the interval `<key>_low` to `<key>_high` as it is shown."""
     low, high = values[f"{key}_low"], values[f"{key}_high"]
     return "-" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
 

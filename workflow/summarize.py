@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ def main(job: Job) -> str:
                     files.read_csv(job.path(PREDICTIONS, **run), ("reference", "predicted")),
                 )
             )
-            weights = read_metadata(job.path(WEIGHTS, **run))
+            weights = files.read_metadata(job.path(WEIGHTS, **run))
             methods[method] = weights["method"]
             check_settings(job, "train_supernet", job.path(WEIGHTS, **run), weights)
             check_settings(job, "rank", job.path(RANKING, **run), runs[-1].ranking)
@@ -72,20 +71,6 @@ def check_settings(job: Job, stage: str, path: Path, result: dict[str, Any]) -> 
             blocks[name] = getattr(job.params, name)
     if Params(blocks).digest() != result["settings_digest"]:
         raise UserError(f"{path}: made with other settings than params.yaml has now; run {stage} again")
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Read what a weights file says of itself, without its tensors."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            metadata: dict[str, Any] = json.loads((file.metadata() or {})["sumnas"])
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run train_supernet") from None
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); delete it and run train_supernet again") from None
-    return metadata
 
 
 if __name__ == "__main__":

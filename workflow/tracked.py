@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sumnas import files
+from sumnas.errors import UserError
 from sumnas.tracking import Tracker
 from workflow.stages import METHOD, WEIGHTS
 
@@ -78,16 +79,11 @@ def trained_with(job: Job) -> Mapping[str, Any]:
     declared: Mapping[str, Any] | None = job.params.plain().get("method")
     if declared is not None:
         return declared
-    try:
-        from safetensors import SafetensorError, safe_open
-
-        with contextlib.suppress(OSError, SafetensorError), safe_open(job.path(WEIGHTS), "np") as file:
-            written: Mapping[str, Any] = json.loads(file.metadata()["sumnas"])["method"]
-            return written
-        described: Mapping[str, Any] = json.loads(job.path(METHOD).read_text(encoding="utf-8"))["settings"]
-        return described
-    except (OSError, ValueError, KeyError):
-        return {}
+    for read, path, key in ((files.read_metadata, WEIGHTS, "method"), (files.read_json, METHOD, "settings")):
+        with contextlib.suppress(UserError, KeyError):
+            known: Mapping[str, Any] = read(job.path(path))[key]
+            return known
+    return {}
 
 
 def tags(job: Job) -> dict[str, str | None]:
