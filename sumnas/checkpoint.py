@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,6 +34,15 @@ class Interrupted(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; run the same command again to go on from here")
         self.number = number
+
+
+def in_blocks(items: Sequence[T], size: int) -> Iterator[tuple[str, Sequence[T]]]:
+    """Yield the items block by block, each with the key under which `remember` keeps what was made of it.
+
+    Between two blocks a stage looks at the signals; what is finished is kept block by block.
+    """
+    for first in range(0, len(items), size):
+        yield f"block {first}", items[first : first + size]
 
 
 def interval() -> float:

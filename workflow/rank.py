@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
 from sumnas import files, seeding
 from sumnas.batchnorm import set_statistics
 from sumnas.benchmark import table
+from sumnas.checkpoint import in_blocks
 from sumnas.errors import UserError
 from sumnas.evaluation import Fit, Score, evaluate
 from sumnas.progress import Progress
@@ -21,7 +25,7 @@ from workflow.stages import PREDICTIONS, PREPARED, RANKING, SAMPLES, SCATTER, ST
 COLUMNS = ("architecture", "reference", "predicted", "loss", "macs", "params")
 """Of predictions.csv: accuracies in percent, loss, MACs and parameters in millions."""
 BLOCK = 16
-"""Sub-models between two looks at the signals; what is finished is kept block by block."""
+"""Sub-models in a block."""
 
 
 def main(job: Job) -> str:
@@ -39,20 +43,21 @@ def main(job: Job) -> str:
         raise UserError(f"{space.encode(missing[0])}: no reference or no statistics; run sample_architectures again")
     sampled = known.take([index[a] for a in architectures])
 
-    def scored(architecture: Architecture) -> Score:
-        network = space.extract(supernet, architecture)
-        fit(network)
-        set_statistics(network, statistics[space.encode(architecture)].to(job.device))
-        return evaluate(network, split, evaluation.batch_size)
+    def scored(block: Sequence[Architecture]) -> list[Score]:
+        found = []
+        for architecture in block:
+            network = space.extract(supernet, architecture)
+            fit(network)
+            set_statistics(network, statistics[space.encode(architecture)].to(job.device))
+            found.append(evaluate(network, split, evaluation.batch_size))
+        return found
 
     bar = Progress(f"rank {job.names['run']}", len(architectures))
     scores: list[Score] = []
     read = (job.path(PREPARED) / "manifest.json", *(job.path(p) for p in (WEIGHTS, STATISTICS, SAMPLES)))
     with job.work(inputs=read) as work:
-        for first in range(0, len(architectures), BLOCK):
-            block = architectures[first : first + BLOCK]
-            found = work.remember(f"block {first}", lambda block=block: [tuple(scored(a)) for a in block])  # type: ignore[misc]
-            scores += [Score(*values) for values in found]
+        for key, block in in_blocks(architectures, BLOCK):
+            scores += [Score(*values) for values in work.remember(key, partial(scored, block))]
             bar.update(len(scores))
         closing = write(job, space, sampled, scores)
         work.clear()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sumnas import files
 from sumnas.batchnorm import get_statistics, recalibrate
+from sumnas.checkpoint import in_blocks
 from sumnas.evaluation import Fit, calibration_batches
 from sumnas.progress import Progress
 from sumnas.spaces.base import Architecture
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK = 16
-"""Sub-models between two looks at the signals; what is finished is kept block by block."""
+"""Sub-models in a block."""
 
 
 def main(job: Job) -> str:
@@ -28,20 +31,19 @@ def main(job: Job) -> str:
     supernet, architectures = inputs.supernet(job, space), inputs.samples(job, space)
     bar = Progress(f"recalibrate_bn {job.names['run']}", len(architectures))
 
-    def recalibrated(architecture: Architecture) -> Tensor:
-        network = space.extract(supernet, architecture)
-        fit(network)
-        recalibrate(network, batches)
-        return get_statistics(network)
+    def recalibrated(block: Sequence[Architecture]) -> dict[str, Tensor]:
+        found = {}
+        for architecture in block:
+            network = space.extract(supernet, architecture)
+            fit(network)
+            recalibrate(network, batches)
+            found[space.encode(architecture)] = get_statistics(network)
+        return found
 
     statistics: dict[str, Tensor] = {}
     with job.work(inputs=(job.path(PREPARED) / "manifest.json", job.path(WEIGHTS), job.path(SAMPLES))) as work:
-        for first in range(0, len(architectures), BLOCK):
-            block = {space.encode(a): a for a in architectures[first : first + BLOCK]}
-            statistics |= work.remember_tensors(
-                f"block {first}",
-                lambda block=block: {text: recalibrated(a) for text, a in block.items()},  # type: ignore[misc]
-            )
+        for key, block in in_blocks(architectures, BLOCK):
+            statistics |= work.remember_tensors(key, partial(recalibrated, block))
             bar.update(len(statistics))
         write(job, statistics)
         work.clear()

@@ -5,9 +5,11 @@ Where the search is evolutionary there is nothing to score, and the shard is emp
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from functools import partial
 
 from sumnas import files
+from sumnas.checkpoint import in_blocks
 from sumnas.progress import Progress
 from sumnas.spaces.base import Architecture, Space
 from workflow import inputs
@@ -16,7 +18,7 @@ from workflow.stages import PREPARED, SCORES, WEIGHTS
 
 COLUMNS = ("architecture", "predicted", "macs")
 BLOCK = 64
-"""Architectures between two looks at the signals; what is finished is kept block by block."""
+"""Sub-models in a block."""
 
 
 def main(job: Job) -> str:
@@ -30,11 +32,14 @@ def main(job: Job) -> str:
     share = groups[int(job.names["shard"]) :: len(job.params.shards)]
     predictor = inputs.predictor(job, space)
     bar = Progress(f"score {job.names['run']} {job.names['shard']}", len(share))
+
+    def scored(block: Sequence[Architecture]) -> list[float]:
+        return [predictor(architecture).accuracy for architecture in block]
+
     values: list[float] = []
     with job.work(job.names["shard"], inputs=(job.path(PREPARED) / "manifest.json", job.path(WEIGHTS))) as work:
-        for first in range(0, len(share), BLOCK):
-            block = [group[0] for group in share[first : first + BLOCK]]
-            values += work.remember(f"block {first}", lambda block=block: [predictor(a).accuracy for a in block])  # type: ignore[misc]
+        for key, block in in_blocks([group[0] for group in share], BLOCK):
+            values += work.remember(key, partial(scored, block))
             bar.update(len(values))
         rows = [
             {"architecture": space.encode(a), "predicted": value, "macs": space.macs(a)}

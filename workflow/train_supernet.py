@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from sumnas import files, seeding, training
-from sumnas.batchnorm import recalibrate
+from sumnas.batchnorm import CalibrationSettings
 from sumnas.data import Prepared
-from sumnas.evaluation import evaluate
+from sumnas.evaluation import EvaluationSettings, Predictor
 from sumnas.paths import uniform_path
 from sumnas.progress import Progress, say
 from sumnas.spaces.base import Architecture, Space, Supernet
@@ -70,19 +70,10 @@ def probes(
         path = uniform_path(space.layers, len(space.candidates), rng)
         if space.connected(path):
             paths.append(path)
-    indices = prepared.balanced_draw(min(512, len(prepared.labels["train"])), seed)
-    images = prepared.normalise(prepared.images["train"][indices])
-    split = prepared.split(prepared.held_out[0])
-
-    def probe() -> float:
-        losses = []
-        for path in paths:
-            network = space.extract(supernet, path)
-            recalibrate(network, [images])
-            losses.append(evaluate(network, split, 512).loss)
-        return float(np.mean(losses))
-
-    return probe
+    calibration = CalibrationSettings(images=min(512, len(prepared.labels["train"])), batch_size=512, seed=seed)
+    evaluation = EvaluationSettings(split=prepared.held_out[0], batch_size=512)
+    predictor = Predictor(space, supernet, prepared, calibration, evaluation)
+    return lambda: float(np.mean([predictor(path).loss for path in paths]))
 
 
 if __name__ == "__main__":
