@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 import platformdirs
 
+from sumnas.machine import cpu_model
+
 HERE = Path(__file__).parent
 TARGET = 3.0
 SIDES = ("lightning", "bare", "sumnas")
@@ -152,16 +154,6 @@ def environment(folder: Path) -> Path:
         subprocess.run([*pip, "-r", str(requirements)], check=True)
         ready.write_text(digest)
     return python
-
-
-def cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ import yaml
 
 from sumnas import data, files, params, preparation
 from sumnas.benchmark import pool, table
+from sumnas.machine import cpu_model
 from sumnas.spaces import base
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,15 +127,9 @@ def note(path: Path, command: str, seconds: float, **more: object) -> None:
 
     files.write_json(path, {
         "command": f"python benchmarks/cifar10_cpu.py {command}", "seconds": round(seconds, 1), **more,
-        "machine": platform.machine(), "cpu": cpu(), "threads": 1, "python": platform.python_version(),
+        "machine": platform.machine(), "cpu": cpu_model(), "threads": 1, "python": platform.python_version(),
         "torch": torch.__version__, "numpy": np.__version__,
     })  # fmt: skip
-
-
-def cpu() -> str:
-    """Return the processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 
 from sumnas.benchmark import pickles
+from sumnas.machine import cpu_model
 from sumnas.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,13 +71,6 @@ def measure(path: Path, work: Path) -> dict[str, Any]:
         "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),
         "peak_memory_mb": run["peak_memory_mb"],
     }
-
-
-def cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def main() -> None:

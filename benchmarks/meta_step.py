@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sumnas import seeding
+from sumnas.machine import cpu_model
 from sumnas.methods import sumnas as method_module
 from sumnas.methods.sumnas import SUMNAS, Settings
 from sumnas.paths import strictly_fair_paths
@@ -201,16 +202,6 @@ def measure(setting: dict[str, Any], k: int, pairs: int, seed: int) -> dict[str,
         "sumnas_ms": round(1e3 * float(np.median(ours)), 3), "bare_ms": round(1e3 * float(np.median(theirs)), 3),
         "bare_sgd": "foreach" if foreach else "loop", "within_target": bool(np.median(ratios) <= TARGET),
     }  # fmt: skip
-
-
-def cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

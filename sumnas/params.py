@@ -98,8 +98,11 @@ class Params:
         return files.digest(self.plain())
 
 
-def load(path: Path) -> Params:
-    """Read and check the whole file. UserError has a line per problem: file, key, value, what would be valid."""
+def load(path: Path, named: Iterable[str] = ()) -> Params:
+    """Read and check the whole file. UserError has a line per problem: file, key, value, what would be valid.
+
+    `named` are dotted keys that must be written out even where they have a default.
+    """
     raw = _read(path)
     problems: list[str] = []
     blocks: dict[str, Any] = {}
@@ -126,6 +129,10 @@ def load(path: Path) -> Params:
                 problems.append(f"{key} = {block!r}: must be a block of settings")
             else:
                 blocks["methods"][name] = _validate_named(methods.module_of, "strategy", block, key, problems)
+    if not problems:
+        problems = [
+            f"{key}: missing; write it out, also where its default is meant" for key in named if not _has(raw, key)
+        ]
     if not problems:
         problems = _combinations(Params(blocks))
     if problems:
@@ -158,6 +165,14 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must hold blocks of settings, found {type(raw).__name__}")
     return raw
+
+
+def _has(raw: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(raw, Mapping) or part not in raw:
+            return False
+        raw = raw[part]
+    return True
 
 
 def _validate_named(

@@ -13,6 +13,7 @@ import yaml
 
 from sumnas import params
 from sumnas.errors import UserError
+from workflow.stages import NAMED
 
 ROOT = Path(__file__).resolve().parents[1]
 Blocks = dict[str, Any]
@@ -25,7 +26,7 @@ def problems(tmp_path: Path, change: Callable[[Blocks], object]) -> list[str]:
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(blocks))
     with pytest.raises(UserError) as error:
-        params.load(path)
+        params.load(path, NAMED)
     return [line.removeprefix(f"{path}: ") for line in str(error.value).splitlines()]
 
 
@@ -40,6 +41,10 @@ CASES: dict[str, tuple[Callable[[Blocks], object], str]] = {
     ),
     "unknown block": (lambda b: b.update(serach={}), "serach: unknown block; did you mean 'search'"),
     "missing block": (lambda b: b.pop("ranking"), "ranking: missing block"),
+    "a key that an engine looks up": (
+        lambda b: b["evaluation"].pop("adaptation_steps"),
+        "evaluation.adaptation_steps: missing; write it out",
+    ),
     "wrong type": (lambda b: b["supernet"].update(epochs="ten"), "supernet.epochs = 'ten': must be a valid integer"),
     "out of range": (
         lambda b: b["supernet"].update(epochs=0),
@@ -103,7 +108,7 @@ def test_what_is_no_settings_file(text: str, expected: str, tmp_path: Path) -> N
 
 def test_presets_are_valid_and_the_default_is_quick() -> None:
     for path in (ROOT / "presets").glob("*.yaml"):
-        params.load(path)
+        params.load(path, NAMED)
     quick = params.load(ROOT / "presets/quick.yaml")
     assert quick.digest() == params.load(ROOT / "params.yaml").digest()
 

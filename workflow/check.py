@@ -7,12 +7,13 @@ import sys
 from sumnas import params
 from sumnas.errors import UserError
 from workflow.stage import PARAMS
+from workflow.stages import NAMED
 
 
 def main() -> int:
     """Print what is wrong, one line per problem; return the exit code."""
     try:
-        loaded = params.load(PARAMS)
+        loaded = params.load(PARAMS, NAMED)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sumnas import files
+from sumnas.machine import cpu_model
 from workflow.stage import PARAMS
 from workflow.stages import SUMMARY, SUMMARY_FIGURE, SUMMARY_TABLE, TABLE
 
@@ -40,15 +41,6 @@ def replaced(text: str, name: str, content: str) -> str:
     if not found or not closed:
         raise SystemExit(f"{README}: no block between {start.strip()} and {end}")
     return head + start + content + end + tail
-
-
-def cpu_model() -> str:
-    """Return the processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "unknown processor"
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown processor")
 
 
 def facts() -> dict[str, Any]:

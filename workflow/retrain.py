@@ -24,6 +24,7 @@ def main(job: Job) -> str:
         "run": job.names["run"],
         "method": found["method"],
         "enabled": settings.enabled,
+        "cost": found["cost"],
         "settings_digest": job.params.digest(),
         "networks": [],
     }

@@ -11,14 +11,16 @@ from sumnas.benchmark import table
 from sumnas.errors import UserError
 from sumnas.progress import Progress
 from sumnas.sampling import HALF_A_MAC
-from sumnas.search import Found, Scores, best_under_limits, evolve_under_limits
+from sumnas.search import Found, Generation, Scores, best_under_limits, evolve_under_limits
 from sumnas.spaces.base import Architecture, Space
 from workflow import inputs
 from workflow.stage import Job, execute
 from workflow.stages import FOUND, GENERATIONS, PREPARED, SCORES, TABLE, WEIGHTS
+from workflow.tracked import limit_name
 
 COLUMNS = ("limit", "generation", "best", "mean", "worst", "scored")
-"""Of history.csv: limit in millions of MACs (empty: none), accuracies of the population in percent, scored so far."""
+"""Of history.csv: limit in the unit of `search.cost` (MACs and parameters in millions; empty: none), accuracies of the
+population in percent, scored so far."""
 
 
 def main(job: Job) -> str:
@@ -97,11 +99,11 @@ def evolutionary(
 
         scores = Scores(score)
 
-        def on_generation(generation: object) -> None:
+        def on_generation(generation: Generation) -> None:
             row = {name: getattr(generation, name) for name in COLUMNS}
             rows.append({name: "" if value is None else value for name, value in row.items()})
             bar.update(len(rows))
-            limit = "unlimited" if row["limit"] is None else f"{row['limit']:g}M"
+            limit = limit_name(generation.limit, settings.cost)
             job.tracker.metrics({f"{name}/{limit}": row[name] for name in COLUMNS[2:]}, row["generation"])
 
         costs = space.additive(settings.cost) or space.mac_costs

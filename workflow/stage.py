@@ -18,7 +18,7 @@ from sumnas import files
 from sumnas.errors import UserError
 from sumnas.tracking import Tracker
 from workflow import engine, sources, tracked
-from workflow.stages import STAGES, Stage
+from workflow.stages import NAMED, STAGES, Stage
 
 if TYPE_CHECKING:
     from sumnas.checkpoint import Work
@@ -201,7 +201,7 @@ def make_job(stage: Stage, arguments: argparse.Namespace) -> Job:
         names["method"] = arguments.method
     if "shard" in stage.per:
         names["shard"] = str(arguments.shard)
-    everything = params.load(PARAMS)
+    everything = params.load(PARAMS, NAMED)
     if "shard" in stage.per and arguments.shard not in everything.run.shards:
         raise UserError(f"--shard {arguments.shard}: run.shards in {PARAMS} has {everything.run.shards}")
     chosen = everything.select(block.format(**names) for block in stage.blocks)

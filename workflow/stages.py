@@ -70,7 +70,7 @@ STAGES = {
         Stage(
             "train_references",
             ("shard",),
-            (*COMPUTE, "run.shards", "space", "benchmark"),
+            (*COMPUTE, "run.shards", "space", "benchmark.source", "benchmark.pool"),
             (PREPARED,),
             (SHARD,),
         ),
@@ -129,3 +129,6 @@ STAGES = {
     )
 }
 """In the order of the pipeline."""
+
+NAMED = tuple(dict.fromkeys(b for s in STAGES.values() for b in s.blocks if "." in b and not b.startswith("methods.")))
+"""Keys that the engines look up one by one: they must stand in params.yaml, also where their default would do."""

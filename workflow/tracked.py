@@ -115,7 +115,7 @@ def commit() -> str | None:
 def figures(job: Job) -> dict[str, float]:
     """Return the figures of the result's JSON files under the names that they have there, and the stage's cost.
 
-    What is given per limit on MACs or per method has that behind a slash: `test_accuracy/0.3M`, `kendall_tau/spos`.
+    What is given per limit or per method has that behind a slash: `test_accuracy/0.3M`, `kendall_tau/spos`.
     """
     found = dict[str, float]()
     for path in map(job.path, job.stage.outputs):
@@ -127,9 +127,14 @@ def figures(job: Job) -> dict[str, float]:
                         found |= _numbers(entry, f"/{method}")
                 for entry in value if isinstance(value, list) else []:
                     for limit in _limits(entry):
-                        found |= _numbers(entry, "/unlimited" if limit is None else f"/{limit:g}M")
+                        found |= _numbers(entry, f"/{limit_name(limit, result['cost'])}")
     cost = files.read_json(job.beside("run.json"))
     return found | {key: cost[key] for key in ("seconds", "peak_memory_mb")}
+
+
+def limit_name(limit: float | None, cost: str) -> str:
+    """Return a search's limit as it stands in the names of figures: `0.3M` for MACs and parameters."""
+    return "unlimited" if limit is None else f"{limit:g}" + ("M" if cost in ("macs", "params") else "")
 
 
 def _numbers(entry: Mapping[str, Any], suffix: str = "") -> dict[str, float]:

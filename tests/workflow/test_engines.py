@@ -106,6 +106,22 @@ CASES: dict[str, tuple[Callable[[Params], None] | None, str | None, set[str], se
         {"describe_method@spos"},
         {"describe_method@spos", "summarize"} | of(["train_supernet", *DOWNSTREAM], ["spos-0"]),
     ),
+    "the pool": (
+        lambda p: p["benchmark"]["pool"].update(seed=1),
+        None,
+        {"train_references@0", "train_references@1", "build_benchmark", "summarize"},
+        {"train_references@0", "train_references@1", "build_benchmark", "sample_architectures", "summarize"}
+        | of(["recalibrate_bn", "rank", "search", "retrain"], RUNS),
+    ),
+    "further accuracies": (
+        lambda p: p["benchmark"].update(
+            further={"other": {"source": "table", "table": {"path": "data/raw/other.csv", "seeds": ["accuracy"]}}}
+        ),
+        None,
+        {"build_benchmark", "summarize"},
+        {"build_benchmark", "sample_architectures", "summarize"}
+        | of(["recalibrate_bn", "rank", "search", "retrain"], RUNS),
+    ),
     "the search's source": (
         None,
         "sumnas/search.py",

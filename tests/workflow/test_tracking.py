@@ -181,13 +181,20 @@ def test_tags_say_where_a_run_comes_from(project: Path, monkeypatch: pytest.Monk
         ),
         (
             "search", "results/search/spos-0/found.json",
-            {"scored": 9, "found": [{"limit": 0.3, "predicted": 97.0}, {"limit": None, "predicted": 98.0}]},
+            {"scored": 9, "cost": "macs",
+             "found": [{"limit": 0.3, "predicted": 97.0}, {"limit": None, "predicted": 98.0}]},
             {"scored": 9, "predicted/0.3M": 97.0, "predicted/unlimited": 98.0},
         ),
         (
             "retrain", "results/retrain/spos-0/metrics.json",
-            {"networks": [{"limits": [0.3, None], "seed": 0, "test_accuracy": 98.5, "architecture": "x"}]},
+            {"cost": "params",
+             "networks": [{"limits": [0.3, None], "seed": 0, "test_accuracy": 98.5, "architecture": "x"}]},
             {"test_accuracy/0.3M": 98.5, "test_accuracy/unlimited": 98.5},
+        ),
+        (
+            "search", "results/search/spos-0/found.json",
+            {"scored": 9, "cost": "latency_ms", "found": [{"limit": 12.5, "cost": 11.0}]},
+            {"scored": 9, "cost/12.5": 11.0},
         ),
         (
             "summarize", "results/summary/metrics.json",
