@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from sumnas import seeding
 from sumnas.batchnorm import CalibrationSettings, recalibrate
 from sumnas.data import Batch, Prepared, Split, in_batches
+from sumnas.errors import UserError
 from sumnas.spaces.base import Architecture, Space, Supernet
 
 
@@ -38,8 +40,11 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, split: Split, batch_size: int) -> Score:
-    """Score a network in evaluation mode on images [N, C, H, W] and labels [N], or on a split that is streamed."""
+def evaluate(network: nn.Module, split: Split, batch_size: int, name: str = "a network") -> Score:
+    """Score a network in evaluation mode on images [N, C, H, W] and labels [N], or on a split that is streamed.
+
+    UserError, with `name`, where the loss is not finite: such an accuracy would mean nothing.
+    """
     network.eval()
     # Summed on the device and read once: a transfer per batch would stall an accelerator.
     count, correct, loss = 0, torch.zeros(()), torch.zeros(())
@@ -51,7 +56,12 @@ def evaluate(network: nn.Module, split: Split, batch_size: int) -> Score:
         correct += (logits.argmax(1) == y).sum()
         loss += F.cross_entropy(logits, y, reduction="sum")
         count += len(y)
-    return Score(100.0 * int(correct) / count, float(loss) / count)
+    mean = float(loss) / count
+    if not math.isfinite(mean):
+        raise UserError(
+            f"{name}: the loss on the scored images is {mean}: its weights went wrong; lower the learning rate"
+        )
+    return Score(100.0 * int(correct) / count, mean)
 
 
 class SubModel(nn.Module):
@@ -136,7 +146,7 @@ class Predictor:
         else:
             self.shared.architecture = architecture
         recalibrate(network, self.calibration)
-        return evaluate(network, self.split, self.batch_size)
+        return evaluate(network, self.split, self.batch_size, self.space.encode(architecture))
 
 
 def calibration_batches(data: Prepared, settings: CalibrationSettings) -> Sequence[Tensor]:

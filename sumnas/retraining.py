@@ -100,22 +100,27 @@ def train_network(
             optimizer.step()
             total += loss.detach()
             if on_step:
-                on_step(partial(_capture, network, optimizer, epoch, step, total))
+                on_step(partial(_capture, name, network, optimizer, epoch, step, total))
         mean = float(total) / batches.steps
-        if not math.isfinite(mean):
-            raise UserError(f"{name}: the loss became {mean} in epoch {epoch + 1}; lower the recipe's learning rate")
+        _check(name, mean, epoch)
         if on_epoch:
             on_epoch(epoch, mean)
         seen, total = 0, torch.zeros((), device=device)
-    scores = {split: evaluate(network, data.split(split), 512) for split in data.held_out}
+    scores = {split: evaluate(network, data.split(split), 512, name) for split in data.held_out}
     return Trained(network, scores)
 
 
 def _capture(
-    network: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, steps: int, loss_sum: Tensor
+    name: str, network: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, steps: int, loss_sum: Tensor
 ) -> dict[str, Any]:
     """Return what the rest of a training depends on; the random streams follow from seed and epoch."""
+    _check(name, float(loss_sum), epoch)
     return {
         "weights": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "steps": steps,
         "loss_sum": loss_sum,
     }  # fmt: skip
+
+
+def _check(name: str, loss: float, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise UserError(f"{name}: the loss became {loss} in epoch {epoch + 1}; lower the recipe's learning rate")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,8 +16,8 @@ from sumnas import seeding
 from sumnas.augmentation import Augmentation
 from sumnas.data import Batch, Batches, Prepared
 from sumnas.errors import UserError
-from sumnas.methods.base import Method, module_of
-from sumnas.spaces.base import Supernet
+from sumnas.methods.base import Method, Pass, module_of
+from sumnas.spaces.base import Architecture, Supernet
 
 Row = dict[str, Any]
 """One epoch's figures, by column of history.csv."""
@@ -122,11 +122,17 @@ def train(
     progress: Progress | None = None,
     on_step: Callable[[Progress], None] | None = None,
     on_epoch: Callable[[Row], None] | None = None,
+    encode: Callable[[Architecture], str] = str,
+    look_every: int = 1,
 ) -> list[Row]:
     """Train `method`'s supernet in place and return one history row per epoch.
 
     Starts where `progress` is. `probe` returns the mean loss of the probes. `on_step` and `on_epoch` see what
-    happened; they may raise to stop. UserError at the first loss that is not finite.
+    happened; they may raise to stop. UserError at the first figure that is not finite, with the path that `encode`
+    puts in words, or where the trained weights are not.
+
+    Figures are read from the device every `look_every` steps, and at an epoch's end; `on_step` is called only then, so
+    that it never sees a step of which nobody knows whether it went wrong. More than 1 keeps an accelerator busy.
     """
     progress = progress or Progress()
     supernet = method.supernet
@@ -134,18 +140,18 @@ def train(
     between, per_epoch = method.heldout_between, batches.steps * method.heldout
     while progress.epoch < epochs:
         first = progress.epoch * (per_epoch + between)
+        unread: list[tuple[int, Mapping[str, Tensor | float], list[Pass]]] = []
         for number, rounds in enumerate(batches.epoch(progress.epoch, progress.step), progress.step):
             step = progress.epoch * batches.steps + number
             extra = heldout.take(first + number * method.heldout, method.heldout) if heldout else []
-            figures = {name: float(value) for name, value in method.step(rounds, extra).items()}
-            if not math.isfinite(figures["loss"]):
-                raise UserError(
-                    f"the loss became {figures['loss']} in step {step} (epoch {progress.epoch + 1}) at learning rate "
-                    f"{figures.get('learning_rate', math.nan):g}: lower the method's learning rate"
-                )
-            for name, value in figures.items():
-                progress.sums[name] = progress.sums.get(name, 0.0) + value
+            unread.append((step, method.step(rounds, extra), method.passes))
             progress.step = number + 1
+            if len(unread) < look_every and progress.step < batches.steps:
+                continue
+            for one in unread:
+                for name, value in _finite(*one, progress.epoch, encode).items():
+                    progress.sums[name] = progress.sums.get(name, 0.0) + value
+            unread.clear()
             if on_step:
                 on_step(progress)
         row: Row = {
@@ -161,11 +167,45 @@ def train(
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
         if on_epoch:
             on_epoch(row)
+    check_weights(method)
     return progress.history
 
 
+def _finite(
+    step: int,
+    figures: Mapping[str, Tensor | float],
+    passes: Sequence[Pass],
+    epoch: int,
+    encode: Callable[[Architecture], str],
+) -> dict[str, float]:
+    """Return a step's figures as numbers; UserError where one is not finite."""
+    found = {name: float(value) for name, value in figures.items()}
+    # The loss first: what else is not finite follows from it.
+    for name in sorted(found, key=lambda name: name != "loss"):
+        if not math.isfinite(found[name]):
+            wrong = next((path for path, loss in passes if not math.isfinite(loss)), None)
+            raise UserError(
+                f"the {name.replace('_', ' ')} became {found[name]} in step {step} (epoch {epoch + 1})"
+                + (f" on path {encode(wrong)}" if wrong is not None else "")
+                + f" at learning rate {found.get('learning_rate', math.nan):g}: lower the method's learning rate"
+            )
+    return found
+
+
+def check_weights(method: Method) -> None:
+    """Raise UserError where a weight is not finite, which no loss may have shown yet."""
+    weights = [tensor for tensor in method.supernet.state_dict().values() if tensor.is_floating_point()]
+    if not bool(torch.stack([norm.isfinite() for norm in torch._foreach_norm(weights, math.inf)]).all()):
+        wrong = [n for n, p in method.supernet.state_dict().items() if not bool(p.isfinite().all())]
+        raise UserError(
+            f"{wrong[0]} and {len(wrong) - 1} more weights are not finite after step {method.done_steps - 1}: "
+            "lower the method's learning rate"
+        )
+
+
 def capture(method: Method, progress: Progress) -> dict[str, Any]:
-    """Return everything that the rest of a training depends on, for torch.save."""
+    """Return everything that the rest of a training depends on, for torch.save; UserError where it went wrong."""
+    check_weights(method)
     weights = {name: tensor.detach().clone() for name, tensor in method.supernet.state_dict().items()}
     return {"weights": weights, "method": method.state_dict(), "progress": asdict(progress)}
 

@@ -10,67 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import BaseModel
 from torch import Tensor, nn
 
-from sumnas import seeding, training
+from sumnas import training
 from sumnas.augmentation import Augmentation
 from sumnas.data import Batch, Batches, Prepared
 from sumnas.errors import UserError
-from sumnas.methods import cream, darts, enas, fairnas, gdas, nsas, spos, sumnas, wpl
 from sumnas.methods.base import Method, Rounds
-from sumnas.spaces import nasbench201
 from sumnas.spaces.base import Architecture, Supernet
-from sumnas.training import Heldout, Progress, SupernetSettings, assemble, capture, columns, restore, train
-
-SEED = 4
-IMAGES, BATCH = 44, 8  # five batches an epoch, and four images left over
-
-
-def prepared(count: int = IMAGES) -> Prepared:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, 4, 4, 2), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(3, (count,), generator=generator)
-    splits = ("train", "validation", "test")
-    return Prepared(
-        dict.fromkeys(splits, images), dict.fromkeys(splits, labels), torch.full((2,), 127.0), torch.full((2,), 74.0), 3
-    )  # fmt: skip
-
-
-def network() -> Supernet:
-    settings = nasbench201.Settings(
-        name="nasbench201", channels=2, cells=1, image_size=4, image_channels=2, classes=3
-    )  # fmt: skip
-    with seeding.scoped(SEED, "network"):
-        supernet: Supernet = nasbench201.build(settings).supernet()
-    return supernet.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def settings(epochs: int = 2, **changes: Any) -> SupernetSettings:
-    augmentation = Augmentation(flip=True, crop_padding=1)
-    return SupernetSettings(**{"epochs": epochs, "batch_size": BATCH, "augmentation": augmentation, **changes})
-
-
-METHODS: dict[str, BaseModel] = {
-    "spos": spos.Settings(strategy="spos", momentum=0.9),
-    "fairnas": fairnas.Settings(strategy="fairnas", momentum=0.5),
-    "sumnas": sumnas.Settings(strategy="sumnas", adaptation_steps=2, inner_learning_rate=0.05),
-    "sumnas with all state": sumnas.Settings(
-        strategy="sumnas", adaptation_steps=2, inner_learning_rate=0.05, outer_momentum=0.5,
-        momentum_buffer="carry", rounds=2,
-    ),
-    "wpl": wpl.Settings(strategy="wpl", momentum=0.5, batches_per_path=2, train_share=0.75, alpha_epochs=1),
-    "nsas": nsas.Settings(strategy="nsas", momentum=0.5, members=2),
-    "darts": darts.Settings(strategy="darts"),
-    "darts, second order": darts.Settings(strategy="darts", order=2),
-    "gdas": gdas.Settings(strategy="gdas"),
-    "cream": cream.Settings(strategy="cream", momentum=0.5, warmup=0.05, board=3, matching_every=2),
-    "enas": enas.Settings(strategy="enas", controller_steps=2, controller_samples=2),
-}  # fmt: skip
-
-
-def start(name: str, epochs: int = 2, seed: int = SEED) -> tuple[Method, Batches, Heldout | None]:
-    return assemble(network(), prepared(), settings(epochs), METHODS[name], seed)
+from sumnas.training import Heldout, Progress, assemble, capture, columns, restore, train
+from tests.trainings import BATCH, IMAGES, METHODS, SEED, network, prepared, settings, start
 
 
 class Stop(Exception):
@@ -240,35 +189,6 @@ def test_a_finished_training_has_nothing_to_do() -> None:
     before = method.done_steps
     assert train(method, batches, heldout, 2, progress=progress) == history
     assert method.done_steps == before
-
-
-# Failing losses.
-
-
-@pytest.mark.parametrize("rate", [1e20, 1e30])
-def test_a_loss_that_is_not_finite_names_step_and_rate(rate: float) -> None:
-    supernet = network()
-    block = fairnas.Settings(strategy="fairnas", learning_rate=rate, schedule="constant")
-    method, batches, heldout = assemble(supernet, prepared(), settings(3), block, SEED)
-    with pytest.raises(
-        UserError, match=r"loss became (nan|inf) in step \d+ \(epoch \d\) at learning rate 1e\+\d0: lower"
-    ):
-        train(method, batches, heldout, 3)
-
-
-class Failing(Method):
-    """Its loss is not finite in one step."""
-
-    def step(self, batches: Rounds, heldout: Sequence[Batch]) -> Mapping[str, Tensor | float]:
-        self.done_steps += 1
-        return {"loss": math.nan if self.done_steps == 8 else 1.0, "learning_rate": 0.25}
-
-
-def test_the_step_named_is_the_one_that_failed() -> None:
-    method = Failing(network(), None, 15, SEED)
-    batches, heldout = training.batches_for(method, prepared(), settings(3), SEED)
-    with pytest.raises(UserError, match=r"became nan in step 7 \(epoch 2\) at learning rate 0\.25: lower the method's"):
-        train(method, batches, heldout, 3)
 
 
 # Held-out images.

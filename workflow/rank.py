@@ -49,7 +49,7 @@ def main(job: Job) -> str:
             network = space.extract(supernet, architecture)
             fit(network)
             set_statistics(network, statistics[space.encode(architecture)].to(job.device))
-            found.append(evaluate(network, split, evaluation.batch_size))
+            found.append(evaluate(network, split, evaluation.batch_size, space.encode(architecture)))
         return found
 
     bar = Progress(f"rank {job.names['run']}", len(architectures))

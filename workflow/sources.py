@@ -19,6 +19,7 @@ OBSERVERS = frozenset(
         "sumnas/checkpoint.py",
         "sumnas/drawing.py",
         "sumnas/errors.py",
+        "sumnas/machine.py",
         "sumnas/params.py",
         "sumnas/plots.py",
         "sumnas/progress.py",

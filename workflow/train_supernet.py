@@ -15,6 +15,9 @@ from sumnas.spaces.base import Architecture, Space, Supernet
 from workflow.stage import Job, execute
 from workflow.stages import HISTORY, METHOD, PREPARED, WEIGHTS
 
+LOOK_EVERY = 16
+"""Steps between two looks at losses and signals on an accelerator, which has to wait for each look."""
+
 
 def main(job: Job) -> str:
     """Write results/supernet/<run>/weights.safetensors and history.csv."""
@@ -44,7 +47,7 @@ def main(job: Job) -> str:
         probe = probes(space, supernet, prepared, settings, job.seed) if settings.probes else None
         history = training.train(
             method, batches, heldout, epochs, probe, settings.probe_every, progress, on_step,
-            lambda row: job.tracker.metrics(row, row["epoch"]),
+            lambda row: job.tracker.metrics(row, row["epoch"]), space.encode, 1 if job.device == "cpu" else LOOK_EVERY,
         )  # fmt: skip
         files.write_csv(job.path(HISTORY), training.columns(history), history)
         metadata = {

@@ -43,14 +43,19 @@ Rounds = Sequence[Sequence[Batch]]
 """The training batches of one step: a list of rounds, each with one batch per stream."""
 
 
+Pass = tuple[Architecture, Tensor]
+"""A sub-model that a step ran, and its training loss."""
+
+
 class Method(ABC):
     """Trains one supernet. Owns its optimisers, schedules and random streams.
 
     A subclass declares what one step takes: `rounds` consecutive batches of each of `streams` independent
     permutations of its `train_share` of the training images, and `heldout` batches of the rest; between two epochs it
     takes `heldout_between` more of these. `passes_per_step` is the number of sub-model passes (forward and backward of
-    one batch) that a step costs, for comparisons at equal compute. A subclass lives in a module of its strategy's name
-    beside a pydantic model `Settings`.
+    one batch) that a step costs, for comparisons at equal compute. `passes` are those of the last step, so that it can
+    be said where a loss went wrong; they stay empty where a step runs no single sub-model. A subclass lives in a module
+    of its strategy's name beside a pydantic model `Settings`.
     """
 
     streams: int = 1
@@ -66,6 +71,7 @@ class Method(ABC):
         self.total_steps = total_steps
         self.done_steps = 0
         self.rng = seeding.numpy_stream(seed, "paths")
+        self.passes: list[Pass] = []
         self.layers = len(supernet.choices)
         self.candidates = len(supernet.choices[0])
 
@@ -73,6 +79,11 @@ class Method(ABC):
     def progress(self) -> float:
         """Share of the training that is done, in [0, 1]."""
         return self.done_steps / self.total_steps
+
+    @property
+    def mean_loss(self) -> Tensor:
+        """Mean over the passes of the last step."""
+        return torch.stack([loss for _, loss in self.passes]).mean()
 
     @abstractmethod
     def step(self, batches: Rounds, heldout: Sequence[Batch]) -> Mapping[str, Tensor | float]:

@@ -78,6 +78,7 @@ class Cream(GradientMethod):
             kd = self._distillation(logits, images, teacher)
             total = (rho * kd + (2 - rho) * loss) / 2
         total.backward()  # type: ignore[no-untyped-call]
+        self.passes = [(path, total.detach())]
         self.descend([path])
         if self.progress >= self.settings.warmup:
             self._offer(path, images, labels, logits.detach())

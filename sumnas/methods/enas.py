@@ -109,6 +109,7 @@ class ENAS(GradientMethod):
         path = self._draw(1)[0]
         loss = F.cross_entropy(self.supernet(images, path), labels)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.passes = [(path, loss.detach())]
         self.descend([path])
         self.done_steps += 1
         return {"loss": loss.detach(), "learning_rate": rate}

@@ -43,7 +43,7 @@ class FairNAS(GradientMethod):
                 parameter.grad = torch.zeros_like(parameter)
         self.optimizer.zero_grad(set_to_none=False)
         weight = 1 / len(batches) if self.settings.round_reduction == "mean" else 1.0
-        losses = []
+        self.passes = []
         for ((images, labels),) in batches:
             # The stem runs once for all paths: forward, and backward from the sum of what they ask of it.
             common = self.supernet.common(images)
@@ -51,12 +51,12 @@ class FairNAS(GradientMethod):
             for path in strictly_fair_paths(self.layers, self.candidates, self.rng):
                 loss = F.cross_entropy(self.supernet.rest(leaf, path), labels)
                 (loss * weight).backward()  # type: ignore[no-untyped-call]
-                losses.append(loss.detach())
+                self.passes.append((path, loss.detach()))
             if leaf.grad is not None:
                 common.backward(leaf.grad)  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.done_steps += 1
-        return {"loss": torch.stack(losses).mean(), "learning_rate": rate}
+        return {"loss": self.mean_loss, "learning_rate": rate}
 
 
 METHOD = FairNAS

@@ -54,6 +54,7 @@ class NSAS(GradientMethod):
         others = [self._backward(leaf, labels, member, share / len(self.members)) for member in self.members]
         if leaf.grad is not None:
             common.backward(leaf.grad)  # type: ignore[no-untyped-call]
+        self.passes = [(path, loss), *zip(self.members, others, strict=True)]
         self.descend([path, *self.members])
         self._renew(path)
         self.done_steps += 1

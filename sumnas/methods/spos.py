@@ -31,6 +31,7 @@ class SPOS(GradientMethod):
         path = uniform_path(self.layers, self.candidates, self.rng)
         loss = F.cross_entropy(self.supernet(images, path), labels)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.passes = [(path, loss.detach())]
         self.descend([path])
         self.done_steps += 1
         return {"loss": loss.detach(), "learning_rate": rate}

@@ -86,7 +86,7 @@ class SUMNAS(Method):
         waits = settings.rounds > 1
         shared_sum: list[Tensor] = [torch.zeros_like(p) for p in supernet.shared]
         choice_sum: dict[int, tuple[nn.Parameter, Tensor]] = {}
-        losses: list[Tensor] = []
+        self.passes = []
         for streams in batches:
             inputs = streams if settings.batches == "fresh" else [streams[0]] * settings.adaptation_steps
             # All paths start from the same shared weights and the same batch, so the stem runs once for all.
@@ -95,12 +95,11 @@ class SUMNAS(Method):
                 choices = supernet.path_choices(path)
                 parameters = choices + supernet.shared
                 theta = [p.detach().clone() for p in parameters]
-                losses.append(
-                    adapt(
-                        supernet, path, parameters, inputs, inner, settings.inner_momentum,
-                        settings.inner_weight_decay, self.buffers, settings.clip_norm, common,
-                    )
+                loss = adapt(
+                    supernet, path, parameters, inputs, inner, settings.inner_momentum,
+                    settings.inner_weight_decay, self.buffers, settings.clip_norm, common,
                 )  # fmt: skip
+                self.passes.append((path, loss))
                 with torch.no_grad():
                     adapted = [p.data for p in parameters]
                     difference = list(torch._foreach_sub(theta, adapted))
@@ -119,8 +118,7 @@ class SUMNAS(Method):
             norm = torch.nn.utils.get_total_norm(shared_sum) * outer
             self._outer_update(supernet.shared, shared_sum, outer)
         self.done_steps += 1
-        loss = torch.stack(losses).mean()
-        return {"loss": loss, "learning_rate": outer * inner, "shared_update_norm": norm}
+        return {"loss": self.mean_loss, "learning_rate": outer * inner, "shared_update_norm": norm}
 
     def _outer_update(
         self, parameters: Sequence[nn.Parameter], gradients: list[Tensor], rate: float, weight: float = 1.0

@@ -60,12 +60,13 @@ class WPL(GradientMethod):
         path = uniform_path(self.layers, self.candidates, self.rng)
         parameters = self.supernet.path_choices(path) + self.supernet.shared
         anchors, fisher = ([kept[id(p)] for p in parameters] for kept in (self.anchors, self.fisher))
-        losses, penalties = [], []
+        penalties = []
+        self.passes = []
         for ((images, labels),) in batches:
             loss = F.cross_entropy(self.supernet(images, path), labels)
             loss.backward()  # type: ignore[no-untyped-call]
             penalties.append(penalise(parameters, anchors, fisher, alpha))
-            losses.append(loss.detach())
+            self.passes.append((path, loss.detach()))
             self.descend([path])
         images, labels = heldout[0]
         loss = F.cross_entropy(self.supernet(images, path), labels)
@@ -75,7 +76,7 @@ class WPL(GradientMethod):
             torch._foreach_copy_(anchors, [p.detach() for p in parameters])
         self.done_steps += 1
         return {
-            "loss": torch.stack(losses).mean(), "learning_rate": rate, "penalty": torch.stack(penalties).mean(),
+            "loss": self.mean_loss, "learning_rate": rate, "penalty": torch.stack(penalties).mean(),
             "fisher_norm": norm,
         }  # fmt: skip
 
