@@ -142,14 +142,14 @@ def train(
         first = progress.epoch * (per_epoch + between)
         unread: list[tuple[int, Mapping[str, Tensor | float], list[Pass]]] = []
         for number, rounds in enumerate(batches.epoch(progress.epoch, progress.step), progress.step):
-            step = progress.epoch * batches.steps + number
             extra = heldout.take(first + number * method.heldout, method.heldout) if heldout else []
-            unread.append((step, method.step(rounds, extra), method.passes))
+            unread.append((number, method.step(rounds, extra), method.passes))
             progress.step = number + 1
             if len(unread) < look_every and progress.step < batches.steps:
                 continue
-            for one in unread:
-                for name, value in _finite(*one, progress.epoch, encode).items():
+            for at, found, passes in unread:
+                where = f"step {progress.epoch * batches.steps + at} (epoch {progress.epoch + 1})"
+                for name, value in _finite(method, where, found, passes, encode).items():
                     progress.sums[name] = progress.sums.get(name, 0.0) + value
             unread.clear()
             if on_step:
@@ -172,10 +172,10 @@ def train(
 
 
 def _finite(
-    step: int,
+    method: Method,
+    where: str,
     figures: Mapping[str, Tensor | float],
     passes: Sequence[Pass],
-    epoch: int,
     encode: Callable[[Architecture], str],
 ) -> dict[str, float]:
     """Return a step's figures as numbers; UserError where one is not finite."""
@@ -184,18 +184,27 @@ def _finite(
     for name in sorted(found, key=lambda name: name != "loss"):
         if not math.isfinite(found[name]):
             wrong = next((path for path, loss in passes if not math.isfinite(loss)), None)
+            if wrong is None:  # its losses were finite, but what it was moved to is not
+                wrong = next((p for p, _ in passes if not all_finite(method.supernet.path_choices(p))), None)
             raise UserError(
-                f"the {name.replace('_', ' ')} became {found[name]} in step {step} (epoch {epoch + 1})"
+                f"the {name.replace('_', ' ')} became {found[name]} in {where}"
                 + (f" on path {encode(wrong)}" if wrong is not None else "")
                 + f" at learning rate {found.get('learning_rate', math.nan):g}: lower the method's learning rate"
             )
     return found
 
 
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether every value of all of them is finite; waits for the device."""
+    with torch.no_grad():
+        norms = torch._foreach_norm(list(tensors), math.inf) if tensors else []
+        return not norms or bool(torch.stack(list(norms)).isfinite().all())
+
+
 def check_weights(method: Method) -> None:
     """Raise UserError where a weight is not finite, which no loss may have shown yet."""
     weights = [tensor for tensor in method.supernet.state_dict().values() if tensor.is_floating_point()]
-    if not bool(torch.stack([norm.isfinite() for norm in torch._foreach_norm(weights, math.inf)]).all()):
+    if not all_finite(weights):
         wrong = [n for n, p in method.supernet.state_dict().items() if not bool(p.isfinite().all())]
         raise UserError(
             f"{wrong[0]} and {len(wrong) - 1} more weights are not finite after step {method.done_steps - 1}: "

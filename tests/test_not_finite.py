@@ -110,3 +110,19 @@ def test_no_accuracy_of_a_network_gone_wrong() -> None:
 
     with pytest.raises(UserError, match="the one asked for: the loss on the scored images is nan"):
         evaluate(Broken(), data.split("test"), 16, "the one asked for")
+
+
+def test_a_path_that_was_moved_too_far_is_named_without_a_loss_that_shows_it() -> None:
+    method, batches, heldout = start("sumnas")
+    step = method.step
+
+    def spoiled(rounds: Rounds, heldout: Sequence[Batch]) -> Mapping[str, Tensor | float]:
+        figures = step(rounds, heldout)
+        with torch.no_grad():
+            next(iter(method.supernet.path_choices(method.passes[2][0])))[0, 0, 0, 0] = math.inf
+        return {**figures, "shared_update_norm": math.inf}
+
+    method.step = spoiled  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"the shared update norm became inf in step 0 \(epoch 1\) on path \(") as error:
+        train(method, batches, heldout, 1)
+    assert f"on path {method.passes[2][0]} at" in str(error.value)

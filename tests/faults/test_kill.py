@@ -8,13 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.workflow.conftest import Clone, make_clone
+from tests.workflow.conftest import Clone
 from workflow.stages import STAGES
 
 KILLS = 10
@@ -27,27 +25,6 @@ STAGES_AND_ARGUMENTS = [
     ("search", ("--run", "sumnas-k2-0")),
     ("retrain", ("--run", "sumnas-k2-0")),
 ]
-
-
-def slower(params: dict[str, Any]) -> dict[str, Any]:
-    """Give every stage some seconds of work, so that a random moment falls into it."""
-    params["run"] |= {"methods": ["sumnas-k2"], "shards": [0]}
-    params["benchmark"]["pool"] |= {"architectures": 12, "seeds": [0, 1, 2]}
-    params["supernet"] |= {"epochs": 12, "batch_size": 64}
-    params["search"] |= {"population": 20, "generations": 6, "offspring": 20}
-    params["retrain"]["recipe"] |= {"epochs": 12, "batch_size": 64}
-    params["calibration"] |= {"images": 500, "batch_size": 50}
-    return params
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
-    """A clone with the results of an undisturbed run."""
-    clone = make_clone(tmp_path_factory.mktemp("kill") / "clone")
-    clone.params = slower(clone.params)
-    clone.env["SUMNAS_CHECKPOINT_SECONDS"] = "0.02"
-    clone.run("snakemake", "--cores", "2")
-    yield clone
 
 
 def outputs(clone: Clone, stage: str) -> list[Path]:
@@ -106,7 +83,7 @@ def test_killed_again_and_again(undisturbed: Clone, stage: str, arguments: tuple
     process = start(clone, stage, arguments)
     assert process.wait(timeout=600) == 0
     assert {path: path.read_bytes() for path in files} == expected
-    print(f"{stage}: {killed} kills, {through} times through between them")
+    print(f"{stage}: {whole:.1f} s undisturbed, {killed} kills, {through} times through between them")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

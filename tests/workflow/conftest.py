@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,25 @@ def make_clone(folder: Path) -> Clone:
     clone.run("git", "add", "-A")
     clone.run("git", "commit", "-qm", "start")
     return clone
+
+
+@contextmanager
+def changed(
+    clone: Clone, change: Callable[[dict[str, Any]], None] | None = None, file: str | None = None
+) -> Iterator[None]:
+    """Change the settings, or append a comment to a source file, and put everything back afterwards."""
+    path = clone.folder / (file or "params.yaml")
+    before = path.read_bytes() if path.exists() else None
+    try:
+        if change:
+            params = clone.params
+            change(params)
+            clone.params = params
+        else:
+            path.write_bytes((before or b'"""New."""\n') + b"# a comment\n")
+        yield
+    finally:
+        path.unlink() if before is None else path.write_bytes(before)
 
 
 @pytest.fixture(scope="session")

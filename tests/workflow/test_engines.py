@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.workflow.conftest import changed
 
 pytestmark = pytest.mark.engine
 
@@ -21,23 +22,6 @@ RUNS = ["spos-0", "sumnas-k2-0"]
 def of(rules: list[str], runs: list[str]) -> set[str]:
     """Names of jobs as `rule@run`."""
     return {f"{rule}@{run}" for rule in rules for run in runs}
-
-
-@contextmanager
-def changed(clone: Any, change: Callable[[Params], None] | None = None, file: str | None = None) -> Iterator[None]:
-    """Change the settings, or append a comment to a source file, and put everything back afterwards."""
-    path: Path = clone.folder / (file or "params.yaml")
-    before = path.read_bytes() if path.exists() else None
-    try:
-        if change:
-            params = clone.params
-            change(params)
-            clone.params = params
-        else:
-            path.write_bytes((before or b'"""New."""\n') + b"# a comment\n")
-        yield
-    finally:
-        path.unlink() if before is None else path.write_bytes(before)
 
 
 def dvc_changed(clone: Any) -> set[str]:
