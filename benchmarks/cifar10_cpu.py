@@ -3,6 +3,7 @@
     python benchmarks/cifar10_cpu.py references    # every architecture of the pool with every seed: about 1 min each
     python benchmarks/cifar10_cpu.py table         # their means as one table, once all are there
     python benchmarks/cifar10_cpu.py run fairnas-0 # one supernet: trained, recalibrated, ranked against that table
+    python benchmarks/cifar10_report.py            # the report of all that
 
 The settings are presets/cifar10-cpu.yaml, the images data/raw/cifar10_16x16.npz; params.yaml and results/ of this clone
 are not touched: stages run in a folder of their own. Each piece is written when it is whole, with its time beside it,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
+from scipy.stats import kendalltau
 
+from benchmarks import cifar10_report
 from workflow.readme import block, replaced
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,3 +22,26 @@ def test_the_results_are_those_of_the_committed_files(monkeypatch: pytest.Monkey
     summary = json.loads((ROOT / "docs/results/quick/metrics.json").read_text())
     for name, method in summary["methods"].items():
         assert f"| {name} | {method['kendall_tau']:.3f} |" in text
+
+
+@pytest.mark.parametrize("page", cifar10_report.PAGES)
+def test_the_report_on_cifar10_is_that_of_the_committed_files(page: str) -> None:
+    text = (ROOT / page).read_text()
+    assert replaced(text, "cifar10-cpu", cifar10_report.block(ROOT / cifar10_report.RESULTS)) == text
+
+
+def test_the_report_on_cifar10_says_what_the_predictions_say() -> None:
+    folder, taus, found = ROOT / cifar10_report.RESULTS, dict[str, list[float]](), dict[str, set[int]]()
+    for path in folder.glob("*/predictions.csv"):
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        assert len(rows) == 63
+        method, _, seed = path.parent.name.rpartition("-")
+        reference, predicted = ([float(row[name]) for row in rows] for name in ("reference", "predicted"))
+        taus.setdefault(method, []).append(kendalltau(reference, predicted).statistic)
+        found.setdefault(method, set()).add(int(seed))
+    text = cifar10_report.block(folder)
+    for method, values in taus.items():
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {method} |")]
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        assert {int(seed) for seed in cells[1].split(",")} == found[method]
+        assert cells[3].split(" ")[0] == f"{sum(values) / len(values):.3f}"

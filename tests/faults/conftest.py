@@ -13,10 +13,10 @@ from tests.workflow.conftest import Clone, make_clone
 def slower(params: dict[str, Any]) -> dict[str, Any]:
     """Give every stage some seconds of work, so that a random moment falls into it."""
     params["run"] |= {"methods": ["sumnas-k2"], "shards": [0]}
-    params["benchmark"]["pool"] |= {"architectures": 12, "seeds": [0, 1, 2]}
-    params["supernet"] |= {"epochs": 12, "batch_size": 64}
-    params["search"] |= {"population": 20, "generations": 6, "offspring": 20}
-    params["retrain"]["recipe"] |= {"epochs": 12, "batch_size": 64}
+    params["benchmark"]["pool"] |= {"architectures": 8, "seeds": [0, 1, 2]}
+    params["supernet"] |= {"epochs": 6, "batch_size": 64}
+    params["search"] |= {"population": 20, "generations": 4, "offspring": 20}
+    params["retrain"]["recipe"] |= {"epochs": 6, "batch_size": 64}
     params["calibration"] |= {"images": 500, "batch_size": 50}
     return params
 
