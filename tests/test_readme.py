@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from benchmarks import cifar10_report
-from workflow.readme import block, replaced
+from workflow.readme import block, replaced, speed
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,6 +19,7 @@ def test_the_results_are_those_of_the_committed_files(monkeypatch: pytest.Monkey
     monkeypatch.chdir(ROOT)
     text = (ROOT / "README.md").read_text()
     assert replaced(text, "quick", block(Path("docs/results/quick"))) == text
+    assert replaced(text, "speed", speed(Path("benchmarks/results"))) == text
     summary = json.loads((ROOT / "docs/results/quick/metrics.json").read_text())
     for name, method in summary["methods"].items():
         assert f"| {name} | {method['kendall_tau']:.3f} |" in text

@@ -17,7 +17,7 @@ from sumnas.machine import cpu_model
 from workflow.stage import PARAMS
 from workflow.stages import SUMMARY, SUMMARY_FIGURE, SUMMARY_TABLE, TABLE
 
-README, RESULTS = Path("README.md"), Path("docs/results")
+README, RESULTS, SPEEDS = Path("README.md"), Path("docs/results"), Path("benchmarks/results")
 PACKAGES = ("torch", "numpy", "scipy", "dvc", "snakemake")
 
 
@@ -41,6 +41,32 @@ def replaced(text: str, name: str, content: str) -> str:
     if not found or not closed:
         raise SystemExit(f"{README}: no block between {start.strip()} and {end}")
     return head + start + content + end + tail
+
+
+def speed(folder: Path) -> str:
+    """Return the table of measured speeds, from the committed files of benchmarks/."""
+    step, nni = (files.read_json(folder / f"{name}.json") for name in ("meta_step", "against_nni"))
+    lines = ["| measured | size | ratio | 95 % interval | target |", "|" + " --- |" * 5]
+    for row in step["settings"]:
+        what = f"outer step, k={row['k']}, over bare passes"
+        lines.append(_speed_row(what, row, row, 3, f"at most {step['target']:g}"))
+    for row in nni["settings"]:
+        what = f"SPOS images/s, over NNI {nni['versions']['nni']}"
+        lines.append(_speed_row(what, row, row["processor_time"]["over_lightning"], 2, f"at least {nni['target']:g}"))
+    return "\n".join(lines) + (
+        f"\n\nOne thread of {step['cpu']}, torch {step['torch']}. Files, with what differs between the sides: "
+        f"[{folder}]({folder}).\n"
+    )
+
+
+def _speed_row(what: str, row: dict[str, Any], found: dict[str, Any], digits: int, target: str) -> str:
+    size = row["image_size"]
+    low, high = found["interval_95"]
+    return (
+        f"| {what} | C={row['channels']} N={row['cells']} {size}×{size}, batch {row['batch_size']} | "
+        f"{found['ratio']:.{digits}f} | [{low:.{digits}f}, {high:.{digits}f}] | "
+        f"{target}{'' if row['within_target'] else ': missed'} |"
+    )
 
 
 def facts() -> dict[str, Any]:
@@ -74,7 +100,8 @@ def main() -> int:
         target = folder / ("benchmark.csv" if path == TABLE else source.name)
         files.write_text(target, source.read_text(encoding="utf-8"))
     files.write_json(folder / "run.json", facts())
-    files.write_text(README, replaced(README.read_text(encoding="utf-8"), name, block(folder)))
+    text = replaced(README.read_text(encoding="utf-8"), name, block(folder))
+    files.write_text(README, replaced(text, "speed", speed(SPEEDS)))
     print(f"{README} and {folder} hold this run")
     return 0
 
