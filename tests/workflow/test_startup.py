@@ -1,0 +1,64 @@
+"""A stage with nothing to compute costs little more than its import of torch, and one without torch much less."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from workflow.stages import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+LATER = (
+    "torchvision",
+    "mlflow",
+    "dvc",
+    "snakemake",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "pandas",
+    "PIL",
+    "jinja2",
+    "filelock",
+)
+"""Imported only where they are needed, if at all."""
+
+
+def seconds(folder: Path, *command: str) -> float:
+    """Return the processor time of a python command, the least of three calls: other work on the machine adds to it."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "SUMNAS_CHECKPOINTS": str(folder / "work")}
+    taken = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *command], cwd=folder, env=env, check=True, timeout=120, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(taken)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_imports_late_what_is_heavy(stage: str) -> None:
+    code = f"import sys, workflow.{stage}; print(*[m for m in {LATER} if m in sys.modules])"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert result.stdout.split() == []
+
+
+def test_a_stage_with_nothing_to_compute_costs_little_more_than_torch(tmp_path: Path) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["benchmark"] |= {"source": "table", "table": {"path": "data/raw/none.csv", "seeds": ["accuracy"]}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    torch = seconds(tmp_path, "-c", "import torch")
+    idle = seconds(tmp_path, "-m", "workflow.train_references", "--shard", "0")
+    assert (tmp_path / "results/benchmark/shards/0.csv").exists()
+    assert idle < 1.5 * torch, f"{idle:.2f} s of processor time, importing torch alone {torch:.2f} s"
+    light = seconds(tmp_path, "-m", "workflow.describe_method", "--method", "spos")
+    assert light < 0.9 * idle, f"describe_method takes {light:.2f} s, a stage with torch {idle:.2f} s"
