@@ -1,10 +1,9 @@
-"""SUMNAS's outer step against a literal, naive Algorithm 1; its identity with FairNAS, its memory, its state."""
+"""SUMNAS's outer step against a literal, naive Algorithm 1; its identity with FairNAS, its state."""
 
 from __future__ import annotations
 
 import copy
 import io
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,44 +11,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sumnas import seeding
 from sumnas.data import Batch
-from sumnas.methods import sumnas as module
-from sumnas.methods.base import Method, Rounds
+from sumnas.methods.base import Rounds
 from sumnas.methods.fairnas import FairNAS
 from sumnas.methods.fairnas import Settings as FairNASSettings
 from sumnas.methods.sumnas import SUMNAS, Settings
 from sumnas.schedules import factor
-from sumnas.spaces import nasbench201
 from sumnas.spaces.base import Architecture, Supernet
 from sumnas.spaces.nasbench201 import EDGES, OPERATORS
-
-SEED = 11
-TOTAL = 5  # steps of the schedules; the tests take three of them, so that cosine factors are all different
-
-
-def supernet(dtype: torch.dtype = torch.float64, **changes: Any) -> Supernet:
-    values = {"channels": 2, "cells": 1, "image_size": 4, "image_channels": 2, "classes": 3, **changes}
-    with seeding.scoped(SEED, "weights"):
-        network = nasbench201.build(nasbench201.Settings(name="nasbench201", **values)).supernet().to(dtype)
-        with torch.no_grad():  # no weight at exactly zero or one: decay and momentum have to show everywhere
-            for parameter in network.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return network
-
-
-def rounds_for(method: Method, step: int, dtype: torch.dtype = torch.float64, size: int = 4) -> Rounds:
-    """Random batches of what one step of the method takes."""
-    generator = torch.Generator().manual_seed(1000 + step)
-
-    def batch() -> Batch:
-        images = torch.randn(6, 2, size, size, generator=generator, dtype=dtype)
-        return images, torch.randint(3, (6,), generator=generator)
-
-    return [[batch() for _ in range(method.streams)] for _ in range(method.rounds)]
+from tests.steps import SEED, TOTAL, name_of, rounds_for, supernet
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
@@ -175,10 +147,6 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
-def name_of(case: dict[str, Any]) -> str:
-    return "-".join(f"{key}={value}" for key, value in case.items())
-
-
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_step_is_algorithm_1(case: dict[str, Any]) -> None:
     settings = Settings(strategy="sumnas", **case)
@@ -263,124 +231,6 @@ def test_fairnas_decays_by_the_product_of_the_rates_and_sumnas_by_the_outer_one(
         expected = outer * decay * (1 - inner) * theta[name]
         torch.testing.assert_close(q - p, expected, rtol=0, atol=1e-10)
         assert float(expected.abs().max()) > 1e-6
-
-
-# Memory.
-
-
-class Meter(TorchDispatchMode):
-    """Follows the bytes of every storage that an operation makes while it lives; keeps the peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.seen: dict[int, weakref.ref[Any]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in given:
-                self._follow(tensor.untyped_storage())
-        return out
-
-    def _follow(self, storage: Any) -> None:
-        key, size = id(storage), storage.nbytes()
-        if key in self.seen:
-            return
-
-        def gone(_: Any) -> None:
-            self.live -= size
-            del self.seen[key]
-
-        self.seen[key] = weakref.ref(storage, gone)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-
-
-def size_of(parameters: Sequence[Tensor]) -> int:
-    return sum(p.nbytes for p in parameters)
-
-
-class Wide(Supernet):
-    """Many large operators, of which a path holds few."""
-
-    def __init__(self, layers: int, candidates: int, width: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(candidates)) for _ in range(layers)
-        )
-        self.head = nn.Linear(width, 3)
-        self.choices = [[list(operator.parameters()) for operator in layer] for layer in self.layers]  # type: ignore[union-attr]
-        self.shared = list(self.head.parameters())
-
-    def forward(self, x: Tensor, architecture: Architecture) -> Tensor:
-        for layer, operator in zip(self.layers, architecture, strict=True):
-            x = x + torch.tanh(layer[operator](x))  # type: ignore[index]
-        logits: Tensor = self.head(x)
-        return logits
-
-
-def bare_peak(network: Supernet, path: Architecture, batch: Batch) -> int:
-    with Meter() as meter:
-        loss = F.cross_entropy(network(batch[0], path), batch[1])
-        torch.autograd.grad(loss, network.path_choices(path) + network.shared, allow_unused=True)
-    return meter.peak
-
-
-def step_peak(method: SUMNAS, given: Rounds) -> int:
-    with Meter() as meter:
-        method.step(given)
-    return meter.peak
-
-
-LATIN = [tuple((i + layer) % 5 for layer in range(6)) for i in range(5)]
-
-
-@pytest.mark.parametrize("k", [1, 2, 4])
-def test_a_step_holds_a_path_three_times_and_the_shared_parameters_twice(
-    k: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "strictly_fair_paths", lambda *_: LATIN)
-    network = supernet(torch.float32, channels=16)
-    method = SUMNAS(network, Settings(strategy="sumnas", adaptation_steps=k), TOTAL, SEED)
-    given = rounds_for(method, 0, torch.float32)
-    images, labels = given[0][0]
-    given = [[(images[:2], labels[:2])] * k]  # small images and few: the weights are what fills the memory
-    # A bare pass holds the path's gradients; theta and the momentum come on top, and the shared parameters' sum.
-    extra = step_peak(method, given) - max(bare_peak(network, path, given[0][0]) for path in LATIN)
-    path = max(size_of(network.path_choices(path) + network.shared) for path in LATIN)
-    assert extra > path  # the meter saw the copy of theta
-    assert extra <= 2 * path + 2 * size_of(network.shared) + 4096
-
-
-@pytest.mark.parametrize("changes", [{}, {"momentum_buffer": "carry"}, {"weight_decay": 0.0}], ids=name_of)
-def test_a_step_does_not_copy_the_supernet(changes: dict[str, Any]) -> None:
-    layers, candidates, width = 4, 12, 64
-    with seeding.scoped(SEED, "wide"):
-        network = Wide(layers, candidates, width)
-    method = SUMNAS(network, Settings(strategy="sumnas", adaptation_steps=2, **changes), TOTAL, SEED)
-    batch = (torch.randn(4, width, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0]))
-    given = [[batch, batch]]
-    method.step(given)  # the carried buffers are state, as large as the supernet: they are made here
-    path = (0,) * layers
-    peak = step_peak(method, given)
-    bare = bare_peak(network, path, batch)
-    supernet_bytes = size_of(list(network.parameters()))
-    path_bytes = size_of(network.path_choices(path) + network.shared)
-    assert peak > bare  # the meter saw the copy of the path
-    assert peak - bare <= 2 * path_bytes + 2 * size_of(network.shared) + 4096
-    assert peak < 0.5 * supernet_bytes
-
-
-def test_the_meter_counts_what_lives() -> None:
-    with Meter() as meter:
-        kept = torch.zeros(1000)
-        for _ in range(3):
-            torch.ones(500).add_(1).view(10, 50)
-        meter_live = meter.live
-    assert meter_live == kept.nbytes == 4000
-    assert meter.peak == 6000
 
 
 # State.
