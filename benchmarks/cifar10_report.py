@@ -68,7 +68,9 @@ def runs_of(folder: Path) -> list[Run]:
 
 def against_full_scale(runs: Sequence[Run], path: Path, architecture: str, accuracy: str) -> dict[str, Any]:
     """Return tau, with its interval, of every run, of MACs and of our own references against a published table."""
-    published = {row[architecture]: float(row[accuracy]) for row in files.read_csv(path, (architecture, accuracy))}
+    published = {
+        row[architecture]: float(row[accuracy]) for row in files.read_csv(path, (architecture, accuracy), ours=False)
+    }
     rows = runs[0].rows
     truth = np.array([published[row["architecture"]] for row in rows])
     predictors = {run.name: run.predicted for run in runs}

@@ -7,6 +7,7 @@ the stage's settings, inputs and source files, so nothing of another setting is 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -136,8 +137,10 @@ class Work:
         import torch
 
         current, previous = self.folder / "checkpoint.pt", self.folder / "previous.pt"
+        content = io.BytesIO()
+        torch.save(state, content)
         with files.replacing(self.folder / "next.pt") as part:
-            torch.save(state, part)
+            part.write_bytes(content.getbuffer())  # an OSError where the disk is full: torch has another error for it
         files.write_text(self.folder / "next.sha256", files.sha256(self.folder / "next.pt"))
         for suffix in (".sha256", ".pt"):
             if current.with_suffix(suffix).exists():

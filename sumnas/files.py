@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -17,10 +18,16 @@ from sumnas.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+SEAL = "sha256"
+"""The key of a tensor file's metadata that holds the digest of its values."""
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder, and move it over `path` at the end: no reader sees half a file."""
+    """Give a temporary path in the same folder, and move it over `path` at the end: no reader sees half a file.
+
+    An OSError that names no file, as of a full disk, gets `path`'s name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
@@ -31,6 +38,10 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         part.chmod(0o644)  # mkstemp makes it private to its owner
         os.replace(part, path)
+    except OSError as error:
+        if error.filename is None:  # of a write: the system names no file
+            raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from None
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -64,40 +75,54 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, An
         writer.writerows(rows)
 
 
-def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Read rows; UserError where the file or one of `columns` is absent, or the file is damaged."""
+def read_csv(path: Path, columns: Sequence[str] = (), *, ours: bool = True) -> list[dict[str, str]]:
+    """Read rows; UserError where the file or one of `columns` is absent, or the file is damaged.
+
+    A file of `ours` ends with a line's end, so that one that was cut off is noticed.
+    """
+    remedy = "; delete it and run the stage that writes it" if ours else ""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             missing = [c for c in columns if c not in (reader.fieldnames or [])]
             if missing:
                 there = ", ".join(reader.fieldnames or ["nothing"])
-                raise UserError(f"{path}: no column {missing[0]!r}; the file has {there}")
+                raise UserError(f"{path}: no column {missing[0]!r}; the file has {there}{remedy}")
             rows = list(reader)
+        if ours and path.read_bytes()[-1:] != b"\n":
+            raise UserError(f"{path}: cut off in line {reader.line_num}{remedy}")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it (`dvc repro` runs them all)") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: damaged CSV ({error}); delete it and run the stage that writes it") from None
+        raise UserError(f"{path}: damaged CSV ({error}){remedy}") from None
     for number, row in enumerate(rows, 2):
         if None in row.values() or None in row:
-            raise UserError(f"{path}, line {number}: not as many fields as the header has")
+            raise UserError(f"{path}, line {number}: not as many fields as the header has{remedy}")
     return rows
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write safetensors. The metadata lies as sorted JSON under one key: several keys come in random order."""
-    from safetensors.torch import save_file
+    """Write safetensors. The metadata lies as sorted JSON under one key: several keys come in random order.
 
+    A digest of all of it lies there too, since the format itself does not notice a flipped bit.
+    """
+    from safetensors.torch import save
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(plain, {"sumnas": json.dumps({**metadata, SEAL: _seal(plain, metadata)}, sort_keys=True)})
     with replacing(path) as part:
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, part, {"sumnas": json.dumps(metadata, sort_keys=True)})
+        part.write_bytes(content)  # an OSError where it fails: safetensors' own writer has another error for it
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read safetensors with this package's metadata; UserError where absent or damaged."""
     with _opened(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        return tensors, json.loads((file.metadata() or {}).get("sumnas", "{}"))
+        metadata = json.loads((file.metadata() or {}).get("sumnas", "{}"))
+        seal = metadata.pop(SEAL, None)
+        if seal is not None and seal != _seal(tensors, metadata):
+            raise ValueError("its values are not those that were written")
+        return tensors, metadata
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -107,7 +132,20 @@ def read_metadata(path: Path) -> dict[str, Any]:
         if text is None:
             raise ValueError("no metadata of this package's")
         metadata: dict[str, Any] = json.loads(text)
+        metadata.pop(SEAL, None)
         return metadata
+
+
+def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """Return a digest of the metadata and of the tensors' names, types, shapes and bytes."""
+    import torch
+
+    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 @contextlib.contextmanager

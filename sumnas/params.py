@@ -157,7 +157,11 @@ def _read(path: Path) -> dict[str, Any]:
         raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a subclass of SafeLoader
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the project's root, or `make preset NAME=quick`") from None
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: of what looks like a date but is none
         text = " ".join(str(getattr(error, "problem", None) or error).split())
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""

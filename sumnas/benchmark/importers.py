@@ -42,7 +42,7 @@ def from_csv(settings: TableSettings, space: Space) -> Imported:
     path, imported = Path(settings.path), Imported()
     accuracies = {column: column for column in settings.seeds} or {"0": settings.accuracy}
     wanted = [settings.architecture, *accuracies.values(), *settings.costs.values()]
-    rows = files.read_csv(path, [*wanted, settings.index] if settings.index else wanted)
+    rows = files.read_csv(path, [*wanted, settings.index] if settings.index else wanted, ours=False)
     for number, row in enumerate(rows, 2):
         where = f"{path}, line {number}"
         try:
@@ -77,7 +77,7 @@ def add_costs(imported: Imported, settings: CostFileSettings, space: Space) -> N
     path = Path(settings.path)
     key = settings.architecture or settings.index or ""
     seen = set()
-    for number, row in enumerate(files.read_csv(path, [key, *settings.columns.values()]), 2):
+    for number, row in enumerate(files.read_csv(path, [key, *settings.columns.values()], ours=False), 2):
         where = f"{path}, line {number}"
         try:
             architecture = space.decode(row[key]) if settings.architecture else imported.indices.get(int(row[key]))

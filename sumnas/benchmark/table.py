@@ -106,6 +106,8 @@ def read(path: Path, space: Space) -> Table:
             raise UserError(f"{path}, line {index + 2}: {error}") from None
         if not np.isfinite(numbers[index, :needed]).all():
             raise UserError(f"{path}, line {index + 2}: an accuracy or a cost is not a number")
+        if not 0 <= numbers[index, 0] <= 100:
+            raise UserError(f"{path}, line {index + 2}: accuracy = {row['accuracy']}: is no percentage")
     # A seed that some architecture lacks tells nothing about reliability.
     seeds = numbers[:, first_seed:]
     whole = seeds[:, np.isfinite(seeds).all(0)]

@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 from sumnas.datasets.base import Images, Labels, Raw
 from sumnas.errors import UserError
 
-UNREADABLE = (ValueError, OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+    RuntimeError,
+    NotImplementedError,
+)
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 
