@@ -232,23 +232,19 @@ def test_damaged_csv_is_named(tmp_path: Path) -> None:
             files.read_csv(path, ["accuracy"])
         return str(error.value)
 
+    remedy = "; delete it and run the stage that writes it"
+
     path.write_bytes(whole[: whole.rindex(b",")])  # the last line is cut
-    assert message() == f"{path}: cut off in line 10; delete it and run the stage that writes it"
+    assert message() == f"{path}: cut off in line 10{remedy}"
     path.write_bytes(whole[:-2])  # ... in its last number
-    assert message() == f"{path}: cut off in line 10; delete it and run the stage that writes it"
+    assert message() == f"{path}: cut off in line 10{remedy}"
     assert files.read_csv(path, ours=False)[-1]["accuracy"] == "8."  # of others' files nobody knows
     path.write_bytes(whole + b"a,1,2\n")
-    assert message() == (
-        f"{path}, line 11: not as many fields as the header has; delete it and run the stage that writes it"
-    )
+    assert message() == f"{path}, line 11: not as many fields as the header has{remedy}"
     path.write_bytes(whole.replace(b"accuracy", b"acc"))
-    assert (
-        message() == f"{path}: no column 'accuracy'; the file has arch, acc; delete it and run the stage that writes it"
-    )
+    assert message() == f"{path}: no column 'accuracy'; the file has arch, acc{remedy}"
     path.write_bytes(b"")
-    assert (
-        message() == f"{path}: no column 'accuracy'; the file has nothing; delete it and run the stage that writes it"
-    )
+    assert message() == f"{path}: no column 'accuracy'; the file has nothing{remedy}"
     path.write_bytes(whole.replace(b"|a~3|", b"|\xff\xfe|"))
     assert message().startswith(f"{path}: damaged CSV (")
     path.write_bytes(whole.replace(b"|a~3|", b"x" * 200000))  # longer than any field the csv module takes

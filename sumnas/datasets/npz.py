@@ -13,17 +13,7 @@ from numpy.typing import NDArray
 from sumnas.datasets.base import Images, Labels, Raw
 from sumnas.errors import UserError
 
-UNREADABLE = (
-    ValueError,
-    OSError,
-    EOFError,
-    KeyError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-    RuntimeError,
-    NotImplementedError,
-)
+UNREADABLE = (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 
