@@ -192,7 +192,8 @@ def block(folder: Path) -> str:
             f"{interval(own, 'kendall_tau')} against the full-scale accuracies ({full_scale['accuracy']}). "
         )
     text += (
-        f"One thread per run, on {cost['cpu']}; hours are wall time beside other work, with pauses. Python {cost['python']}, torch "
+        f"One thread per run, on {cost['cpu']}; hours are wall time beside other work, with pauses. "
+        f"Python {cost['python']}, torch "
         f"{cost['torch']}. Files: docs/results/cifar10-cpu; made by benchmarks/cifar10_cpu.py and "
         "benchmarks/cifar10_report.py.\n"
     )
