@@ -15,7 +15,7 @@ from typing import Any
 from sumnas import files
 from sumnas.machine import cpu_model
 from workflow.stage import PARAMS
-from workflow.stages import SUMMARY, SUMMARY_FIGURE, SUMMARY_TABLE, TABLE
+from workflow.stages import STAGES, SUMMARY, SUMMARY_FIGURE, SUMMARY_TABLE, TABLE
 
 README, RESULTS, SPEEDS = Path("README.md"), Path("docs/results"), Path("benchmarks/results")
 PACKAGES = ("torch", "numpy", "scipy", "dvc", "snakemake")
@@ -75,10 +75,21 @@ def facts() -> dict[str, Any]:
     runs += [json.loads(path.read_text()) for path in Path().glob("data/prepared/run.json")]
     from sumnas import params
 
+    stages = {
+        name: [run for run in runs if run["stage"] == name] for name in STAGES if any(r["stage"] == name for r in runs)
+    }
     return {
         "seconds": round(sum(run["seconds"] for run in runs), 1),
         "peak_memory_mb": max(run["peak_memory_mb"] for run in runs),
         "stages": len(runs),
+        "by_stage": {
+            name: {
+                "jobs": len(of),
+                "seconds": round(sum(run["seconds"] for run in of), 1),
+                "peak_memory_mb": max(run["peak_memory_mb"] for run in of),
+            }
+            for name, of in stages.items()
+        },
         "cpu": cpu_model(),
         "threads": params.load(PARAMS).run.threads,
         "python": runs[0]["python"],
