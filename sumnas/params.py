@@ -18,7 +18,7 @@ from sumnas import files
 from sumnas.batchnorm import CalibrationSettings
 from sumnas.benchmark.pool import listed
 from sumnas.benchmark.settings import BenchmarkSettings
-from sumnas.errors import UserError
+from sumnas.errors import UserError, printable
 from sumnas.evaluation import EvaluationSettings
 from sumnas.methods import base as methods
 from sumnas.preparation import DataSettings
@@ -136,7 +136,8 @@ def load(path: Path, named: Iterable[str] = ()) -> Params:
     if not problems:
         problems = _combinations(Params(blocks))
     if problems:
-        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
+        # A line each, also where a key or a value has several.
+        raise UserError("\n".join(f"{path}: {printable(problem)}" for problem in problems))
     return Params(blocks)
 
 
