@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,15 +21,11 @@ from sumnas.schedules import factor
 from sumnas.spaces.base import Architecture, Supernet
 from sumnas.spaces.nasbench201 import EDGES, OPERATORS
 from tests.steps import SEED, TOTAL, name_of, rounds_for, supernet
+from tests.tiny import assert_same_bytes, through_file
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in network.named_parameters()}
-
-
-def assert_same_bytes(one: nn.Module, other: nn.Module) -> None:
-    for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
-        assert torch.equal(p, q), name
 
 
 class Algorithm1:
@@ -234,14 +229,6 @@ def test_fairnas_decays_by_the_product_of_the_rates_and_sumnas_by_the_outer_one(
 
 
 # State.
-
-
-def through_file(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    loaded: dict[str, Any] = torch.load(file, weights_only=True)
-    return loaded
 
 
 @pytest.mark.parametrize(

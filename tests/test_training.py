@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from sumnas.errors import UserError
 from sumnas.methods.base import Method, Rounds
 from sumnas.spaces.base import Architecture, Supernet
 from sumnas.training import Heldout, Progress, assemble, capture, columns, restore, train
+from tests.tiny import assert_same_bytes, through_file
 from tests.trainings import BATCH, IMAGES, METHODS, SEED, network, prepared, settings, start
 
 
@@ -36,19 +36,6 @@ def stop_at(epoch: int, step: int, kept: list[Progress] | None = None) -> Any:
             raise Stop
 
     return on_step
-
-
-def through_file(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    loaded: dict[str, Any] = torch.load(file, weights_only=True)
-    return loaded
-
-
-def assert_same_bytes(one: nn.Module, other: nn.Module) -> None:
-    for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
-        assert torch.equal(p, q), name
 
 
 # History.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -99,3 +102,16 @@ def assert_only_moves(supernet: Supernet, before: dict[str, Tensor], paths: list
 def weights(supernet: nn.Module) -> dict[str, Tensor]:
     """A copy of every parameter."""
     return {name: p.detach().clone() for name, p in supernet.named_parameters()}
+
+
+def through_file(state: dict[str, Any]) -> dict[str, Any]:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded: dict[str, Any] = torch.load(file, weights_only=True)
+    return loaded
+
+
+def assert_same_bytes(one: nn.Module, other: nn.Module) -> None:
+    for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q), name
