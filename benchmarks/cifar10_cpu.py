@@ -3,6 +3,7 @@
     python benchmarks/cifar10_cpu.py references    # every architecture of the pool with every seed: about 1 min each
     python benchmarks/cifar10_cpu.py table         # their means as one table, once all are there
     python benchmarks/cifar10_cpu.py run fairnas-0 # one supernet: trained, recalibrated, ranked against that table
+    python benchmarks/cifar10_cpu.py run sumnas-k2-reuse-0 # a trial: one of these with a setting of cifar10_trials.yaml
     python benchmarks/cifar10_report.py            # the report of all that
 
 The settings are presets/cifar10-cpu.yaml, the images data/raw/cifar10_16x16.npz; params.yaml and results/ of this clone
@@ -13,7 +14,9 @@ and the next call goes on from there.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import operator
 import os
 import platform
 import shutil
@@ -35,6 +38,7 @@ from sumnas.spaces import base
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/results/cifar10-cpu"
 PRESET = ROOT / "presets/cifar10-cpu.yaml"
+TRIALS = ROOT / "benchmarks/cifar10_trials.yaml"
 ROWS, TIMES, TABLE = RESULTS / "references.csv", RESULTS / "references_seconds.csv", RESULTS / "benchmark.csv"
 KEPT = ("supernet/{run}/history.csv", "ranking/{run}/predictions.csv", "ranking/{run}/metrics.json",
         "ranking/{run}/scatter.svg")  # fmt: skip
@@ -91,17 +95,31 @@ def write_table() -> None:
     )
 
 
-def run(name: str, work: Path) -> None:
-    """Train, recalibrate and rank one supernet in a folder of its own, and keep its small files."""
+def with_trial(text: dict[str, Any], method: str) -> dict[str, Any]:
+    """Return the preset with the settings of the trial called `method`, and its method under that name."""
+    trial = yaml.safe_load(TRIALS.read_text(encoding="utf-8")).get(method)
+    if method not in text["methods"] and trial:
+        for dotted, value in trial["changes"].items():
+            *blocks, key = dotted.split(".")
+            functools.reduce(operator.getitem, blocks, text)[key] = value
+        text["methods"][method] = text["methods"][trial["method"]]
+    return text
+
+
+def run(name: str, work: Path, trained: Path | None) -> None:
+    """Train, recalibrate and rank one supernet in a folder of its own, and keep its small files.
+
+    `trained`: take the weights from that run's folder; for trials that change nothing of the training.
+    """
     folder = work / "project"
     for part in ("sumnas", "workflow"):
         shutil.copytree(ROOT / part, folder / part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    text = yaml.safe_load(PRESET.read_text(encoding="utf-8"))
+    method = name.rpartition("-")[0]
+    text = with_trial(yaml.safe_load(PRESET.read_text(encoding="utf-8")), method)
     text["data"]["path"] = str(ROOT / text["data"]["path"])
     seeds = [f"{table.PER_SEED}{seed}" for seed in text["benchmark"]["pool"]["seeds"]]
     text["benchmark"] |= {"source": "table", "table": {"path": str(TABLE), "seeds": seeds}}
     files.write_text(folder / "params.yaml", yaml.safe_dump(text, sort_keys=False))
-    method = name.rpartition("-")[0]
     began = time.monotonic()
     for stage, arguments in (
         ("prepare_data", ()), ("build_benchmark", ()), ("sample_architectures", ()),
@@ -110,6 +128,9 @@ def run(name: str, work: Path) -> None:
     ):  # fmt: skip
         if stage == "build_benchmark":
             files.write_csv(folder / "results/benchmark/shards/0.csv", pool.COLUMNS, [])
+        if stage == "train_supernet" and trained is not None:
+            adopt(trained, folder / "results/supernet" / name)
+            continue
         subprocess.run([sys.executable, "-m", f"workflow.{stage}", *arguments], cwd=folder, check=True,
                        env={**os.environ, "PYTHONPATH": str(folder), "SUMNAS_TRACKING": "off"})  # fmt: skip
     for template in KEPT:
@@ -120,6 +141,12 @@ def run(name: str, work: Path) -> None:
     train = files.read_json(folder / f"results/supernet/{name}/run.json")
     note(RESULTS / name / "run.json", f"run {name}", time.monotonic() - began, train_seconds=train["seconds"])
     print(json.dumps(files.read_json(RESULTS / name / "metrics.json")["kendall_tau"]))
+
+
+def adopt(trained: Path, target: Path) -> None:
+    """Copy the trained supernet of a run whose folder is `trained`."""
+    (source,) = (trained / "project/results/supernet").iterdir()
+    shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 def note(path: Path, command: str, seconds: float, **more: object) -> None:
@@ -140,6 +167,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path.home() / ".cache/sumnas/cifar10-cpu", help="folder to work in"
     )
+    parser.add_argument("--trained", type=Path, help="run: folder of a run whose trained supernet is to be taken")
     parser.add_argument("--minutes", type=float, default=1e6, help="references: begin no network after that time")
     parser.add_argument("--seed", type=int, help="references: only this seed, so that two processes can share the work")
     arguments = parser.parse_args()
@@ -148,7 +176,7 @@ def main() -> None:
     elif arguments.piece == "table":
         write_table()
     else:
-        run(arguments.name, arguments.work)
+        run(arguments.name, arguments.work, arguments.trained)
 
 
 if __name__ == "__main__":
