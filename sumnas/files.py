@@ -6,9 +6,11 @@ import contextlib
 import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,8 @@ from sumnas.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+CHECK = "crc32"
+"""The last column of a CSV file of ours."""
 SEAL = "sha256"
 """The key of a tensor file's metadata that holds the digest of its values."""
 
@@ -67,38 +71,64 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: damaged JSON ({error}); delete it and run the stage that writes it") from None
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows under a header. Floats are written with as many digits as they need to be read back exactly."""
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, checked: bool = True) -> None:
+    """Write rows under a header. Floats are written with as many digits as they need to be read back exactly.
+
+    With `checked` a last column, CHECK, has a checksum of every row, by which `read_csv` notices a row that is not
+    what was written.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="raise")
+    writer.writeheader()
+    writer.writerows(rows)
+    table = list(csv.reader(io.StringIO(text.getvalue(), newline="")))
+    if checked:
+        table = [[*fields, check] for fields, check in zip(table, [CHECK, *_checks(table)], strict=True)]
     with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="raise")
-        writer.writeheader()
-        writer.writerows(rows)
+        csv.writer(file, lineterminator="\n").writerows(table)
 
 
 def read_csv(path: Path, columns: Sequence[str] = (), *, ours: bool = True) -> list[dict[str, str]]:
     """Read rows; UserError where the file or one of `columns` is absent, or the file is damaged.
 
-    A file of `ours` ends with a line's end, so that one that was cut off is noticed.
+    A file of `ours` ends with a line's end, and its checksums, where it has any, are right; the rows are given without.
     """
     remedy = "; delete it and run the stage that writes it" if ours else ""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            missing = [c for c in columns if c not in (reader.fieldnames or [])]
-            if missing:
-                there = ", ".join(reader.fieldnames or ["nothing"])
-                raise UserError(f"{path}: no column {missing[0]!r}; the file has {there}{remedy}")
-            rows = list(reader)
-        if ours and path.read_bytes()[-1:] != b"\n":
-            raise UserError(f"{path}: cut off in line {reader.line_num}{remedy}")
+        text = path.read_bytes().decode("utf-8")
+        header, *table = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it (`dvc repro` runs them all)") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: damaged CSV ({error}){remedy}") from None
-    for number, row in enumerate(rows, 2):
-        if None in row.values() or None in row:
+    table = [fields for fields in table if fields]  # others' files may have empty lines
+    missing = [c for c in columns if c not in header]
+    if missing:
+        there = ", ".join(header or ["nothing"])
+        raise UserError(f"{path}: no column {missing[0]!r}; the file has {there}{remedy}")
+    if ours and not text.endswith("\n"):
+        raise UserError(f"{path}: cut off in line {len(table) + 1}{remedy}")
+    for number, fields in enumerate(table, 2):
+        if len(fields) != len(header):
             raise UserError(f"{path}, line {number}: not as many fields as the header has{remedy}")
-    return rows
+    if ours and CHECK in header:
+        *header, _ = header
+        found = [fields.pop() for fields in table]
+        for number, (one, other) in enumerate(zip(found, _checks([header, *table]), strict=True), 2):
+            if one != other:
+                raise UserError(
+                    f"{path}, line {number}: not what was written there{remedy}, or, "
+                    f"if it was changed by intent, take the column {CHECK} away"
+                )
+    return [dict(zip(header, fields, strict=True)) for fields in table]
+
+
+def _checks(table: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Give a checksum of every row below the header, which covers header, number of rows and the rows before, too."""
+    value = zlib.crc32(repr((len(table), list(table[0]))).encode())
+    for fields in table[1:]:
+        value = zlib.crc32(repr(list(fields)).encode(), value)
+        yield f"{value:08x}"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

@@ -159,8 +159,9 @@ def _prepare_files(settings: DataSettings, target: Path) -> Manifest:
     with _renewing(target) as new:
         for name, listing in splits.items():
             rows = zip(listing.paths, listing.labels.tolist(), *listing.sizes.T.tolist(), strict=True)
-            columns = streaming.COLUMNS
-            files.write_csv(new / f"{name}.csv", columns, [dict(zip(columns, row, strict=True)) for row in rows])
+            listed = [dict(zip(streaming.COLUMNS, row, strict=True)) for row in rows]
+            # Without checksums of its own: the manifest has the file's.
+            files.write_csv(new / f"{name}.csv", streaming.COLUMNS, listed, checked=False)
         return _describe(
             new, kind="files", source=settings.source, classes=classes, image_size=size, image_channels=3, mean=mean,
             std=std, counts={name: len(splits[name].paths) for name in SPLITS}, root=str(root), crop=settings.crop,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,12 +62,12 @@ def test_csv_comes_back_exactly(tmp_path: Path) -> None:
     for row, back in zip(rows, found, strict=True):
         assert (int(back["n"]), back["name"]) == (row["n"], row["name"])
         assert float(back["value"]) == float(back["numpy"]) == row["value"]
-    # The bytes are those of the plain csv module, with unix line ends.
+    # The bytes are those of the plain csv module, with unix line ends and a checksum behind every line.
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["n", "name", "value", "numpy"])
     writer.writerows([row["n"], row["name"], row["value"], row["value"]] for row in rows)
-    assert path.read_bytes() == text.getvalue().encode()
+    assert re.sub(",(crc32|[0-9a-f]{8})\n", "\n", path.read_text(encoding="utf-8")) == text.getvalue()
 
 
 def test_csv_refuses_columns_that_the_header_lacks(tmp_path: Path) -> None:
@@ -222,6 +224,32 @@ def test_damaged_json_is_named(tmp_path: Path, content: bytes) -> None:
     assert str(error.value).startswith(f"{path}: damaged JSON (") and "delete it" in str(error.value)
 
 
+def test_no_flipped_bit_in_a_csv_file_is_overlooked(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    files.write_csv(path, ["arch", "accuracy"], [{"arch": f"|a~{i}|", "accuracy": 60.5 + i} for i in range(3)])
+    whole = path.read_bytes()
+    name = range(whole.index(b"crc32"), whole.index(b"crc32") + 5)  # a column that is not ours has nothing to check
+    for place, bit in itertools.product(set(range(len(whole))) - set(name), range(8)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=re.escape(str(path))):
+            files.read_csv(path, ["arch", "accuracy"])
+
+
+def test_a_csv_file_whose_lines_are_not_those_written_is_refused_unless_by_intent(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    files.write_csv(path, ["arch", "accuracy"], [{"arch": f"|a~{i}|", "accuracy": 60.5 + i} for i in range(3)])
+    header, one, two, three = path.read_bytes().splitlines(keepends=True)
+    wrong = [(2, [header, two, one, three]), (3, [header, one, three, two]), (2, [header, one, two])]
+    for number, lines in wrong:
+        path.write_bytes(b"".join(lines))
+        with pytest.raises(UserError, match=f"line {number}: not what was written there; delete it and run"):
+            files.read_csv(path)
+    assert len(files.read_csv(path, ours=False)) == 2
+    plain = [b",".join(line.split(b",")[:2]) + b"\n" for line in (header, two, one)]
+    path.write_bytes(b"".join(plain))
+    assert files.read_csv(path) == [{"arch": "|a~1|", "accuracy": "61.5"}, {"arch": "|a~0|", "accuracy": "60.5"}]
+
+
 def test_damaged_csv_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     files.write_csv(path, ["arch", "accuracy"], [{"arch": f"|a~{i}|", "accuracy": 0.1 + i} for i in range(9)])
@@ -236,13 +264,15 @@ def test_damaged_csv_is_named(tmp_path: Path) -> None:
 
     path.write_bytes(whole[: whole.rindex(b",")])  # the last line is cut
     assert message() == f"{path}: cut off in line 10{remedy}"
-    path.write_bytes(whole[:-2])  # ... in its last number
+    path.write_bytes(whole[: whole.rindex(b"8.1") + 2])  # ... in its last number
     assert message() == f"{path}: cut off in line 10{remedy}"
-    assert files.read_csv(path, ours=False)[-1]["accuracy"] == "8."  # of others' files nobody knows
-    path.write_bytes(whole + b"a,1,2\n")
+    path.write_bytes(whole[:-12])
+    with pytest.raises(UserError, match="line 10: not as many fields"):
+        files.read_csv(path, ours=False)
+    path.write_bytes(whole + b"a,1,2,3\n")
     assert message() == f"{path}, line 11: not as many fields as the header has{remedy}"
     path.write_bytes(whole.replace(b"accuracy", b"acc"))
-    assert message() == f"{path}: no column 'accuracy'; the file has arch, acc{remedy}"
+    assert message() == f"{path}: no column 'accuracy'; the file has arch, acc, crc32{remedy}"
     path.write_bytes(b"")
     assert message() == f"{path}: no column 'accuracy'; the file has nothing{remedy}"
     path.write_bytes(whole.replace(b"|a~3|", b"|\xff\xfe|"))

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults.conftest import slower
-from tests.workflow.conftest import Clone, make_clone
+from tests.workflow.conftest import Clone, changed, make_clone
 
 ENGINES = {"dvc": ("dvc", "repro"), "snakemake": ("snakemake", "--cores", "2", "--rerun-incomplete")}
 DISTURBANCES = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL]
@@ -32,6 +33,31 @@ def stages_of(clone: Clone) -> list[int]:
     return found
 
 
+def start(clone: Clone, engine: str) -> subprocess.Popen[str]:
+    """Start an engine in a session of its own, so that a signal to it reaches nobody else."""
+    return subprocess.Popen(
+        ENGINES[engine], cwd=clone.folder, env=clone.env, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def none_lives_on(clone: Clone, number: signal.Signals) -> None:
+    """Wait for the stages that the engine had started: they end by themselves."""
+    deadline = time.monotonic() + 60
+    while stages_of(clone) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert stages_of(clone) == [], f"a stage lives on after {number.name}"
+
+
+def to_the_end(clone: Clone, engine: str) -> None:
+    """Run the engine until it is through; Snakemake, which was killed, may have to be unlocked as its message says."""
+    ended = clone.run(*ENGINES[engine], check=False)
+    if ended.returncode:
+        assert engine == "snakemake" and "--unlock" in ended.stdout + ended.stderr, ended.stderr
+        clone.run("snakemake", "--unlock")
+        clone.run(*ENGINES[engine])
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_disturbed_again_and_again(undisturbed: Clone, engine: str, tmp_path: Path) -> None:
     clone = make_clone(tmp_path / "clone")
@@ -39,10 +65,7 @@ def test_disturbed_again_and_again(undisturbed: Clone, engine: str, tmp_path: Pa
     rng = random.Random(f"{engine} kills")
     disturbed = 0
     for number in DISTURBANCES:
-        process = subprocess.Popen(
-            ENGINES[engine], cwd=clone.folder, env=clone.env, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+        process = start(clone, engine)
         try:
             said, _ = process.communicate(timeout=rng.uniform(6, 16))
         except subprocess.TimeoutExpired:
@@ -53,18 +76,33 @@ def test_disturbed_again_and_again(undisturbed: Clone, engine: str, tmp_path: Pa
                 process.send_signal(number)
             said, _ = process.communicate(timeout=120)
             assert process.returncode != 0
-            deadline = time.monotonic() + 60
-            while stages_of(clone) and time.monotonic() < deadline:
-                time.sleep(0.2)
-            assert stages_of(clone) == [], f"a stage lives on after {number.name}"
+            none_lives_on(clone, number)
             continue
         if process.returncode:  # what the engine's own lock needs, its message says
             assert engine == "snakemake" and "--unlock" in said, said
             clone.run("snakemake", "--unlock")
     assert disturbed >= 3, "the pipeline was through before it could be disturbed"
-    last = clone.run(*ENGINES[engine], check=False)
-    if last.returncode:
-        assert engine == "snakemake" and "--unlock" in last.stdout + last.stderr, last.stderr
-        clone.run("snakemake", "--unlock")
-        clone.run(*ENGINES[engine])
+    to_the_end(clone, engine)
     assert clone.outputs() == undisturbed.outputs()
+    # Other settings, killed while they are at work, leave no trace once the old ones are back.
+    with changed(clone, other):
+        process = start(clone, engine)
+        samples = clone.folder / "results/samples.csv"
+        before = samples.stat().st_mtime_ns
+        deadline = time.monotonic() + 120
+        while not (samples.exists() and samples.stat().st_mtime_ns != before) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(rng.uniform(2, 6))
+        process.kill()
+        process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL, "through before it could be killed"
+        none_lives_on(clone, signal.SIGKILL)
+    to_the_end(clone, engine)
+    assert clone.outputs() == undisturbed.outputs()
+
+
+def other(params: dict[str, Any]) -> None:
+    """Change what the ranking and the retraining depend on, so that a summary of it would be another."""
+    params["sampling"]["intervals"] = 3
+    params["calibration"]["images"] = 300
+    params["retrain"]["recipe"]["epochs"] = 8

@@ -123,7 +123,10 @@ def test_a_file_that_was_cut_off_or_is_not_there(undisturbed: Clone, file: str, 
             assert file in said and "run " in said, said
 
 
-@pytest.mark.parametrize(("file", "name"), DAMAGED[:3], ids=[Path(file).name for file, _ in DAMAGED[:3]])
+SEALED = [(file, name) for file, name in DAMAGED if not file.endswith(".json")]
+
+
+@pytest.mark.parametrize(("file", "name"), SEALED, ids=[Path(file).name for file, _ in SEALED])
 def test_one_flipped_bit(undisturbed: Clone, file: str, name: str) -> None:
     path = undisturbed.folder / file
     content = path.read_bytes()

@@ -50,8 +50,8 @@ def finished(slurm: Slurm) -> Finished:
 
 @pytest.fixture(scope="session")
 def local(slurm: Slurm, finished: Finished) -> subprocess.Popen[str]:
-    """The same settings run locally in another clone; begins while the next test waits for Slurm."""
-    return slurm.start(slurm.clone("local"), "snakemake", "--cores", "2")
+    """The same settings run by DVC in another clone; begins while the next test waits for Slurm."""
+    return slurm.start(slurm.clone("local"), "dvc", "repro")
 
 
 def test_every_result_comes_from_a_slurm_job(slurm: Slurm, finished: Finished) -> None:
