@@ -24,11 +24,7 @@ def main(job: Job) -> str:
         imported = importers.read(settings, space, lambda done, total: _show(bar, done, total))
     if settings.costs:
         importers.add_costs(imported, settings.costs, space)
-    further = {}
-    for name, source in settings.further.items():
-        read = importers.read(source, space).accuracies
-        further[name] = {a: sum(by_seed.values()) / len(by_seed) for a, by_seed in read.items()}
-    table.write(path, space, imported.accuracies, imported.costs, further)
+    table.write(path, space, imported.accuracies, imported.costs, importers.further(settings, space))
     best = max(sum(by_seed.values()) / len(by_seed) for by_seed in imported.accuracies.values())
     absence = f"; {imported.absence()}" if imported.absent else ""
     return f"{len(imported.accuracies)} architectures, best accuracy {best:.2f} %{absence} -> {path}"

@@ -17,6 +17,8 @@ OBSERVERS = frozenset(
         "sumnas/cautions.py",
         "sumnas/charts.py",
         "sumnas/checkpoint.py",
+        "sumnas/cli.py",
+        "sumnas/diagnosis.py",
         "sumnas/drawing.py",
         "sumnas/errors.py",
         "sumnas/machine.py",

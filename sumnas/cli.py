@@ -1,0 +1,198 @@
+"""The `sumnas` command: what a trained supernet says of an architecture, what one costs, how it looks, what is missing.
+
+Completion: `eval "$(_SUMNAS_COMPLETE=bash_source sumnas)"` (or zsh_source, fish_source).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sumnas.errors import UserError
+
+if TYPE_CHECKING:
+    from sumnas.spaces.base import Architecture, Space
+
+PARAMS = click.option(
+    "--params", "settings", type=click.Path(path_type=Path), default=Path("params.yaml"), show_default=True,
+    help="the settings file",
+)  # fmt: skip
+JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table")
+ARCHITECTURES = click.argument("architectures", nargs=-1, required=True, metavar="ARCH...")
+
+
+class _Commands(click.Group):
+    """Turns a user's mistake into a line and exit code 1, and a file that cannot be used as well."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            for line in str(error).splitlines():
+                click.echo(f"sumnas: error: {line}", err=True)
+        except OSError as error:
+            if error.filename is None and error.errno is None:
+                raise
+            click.echo(f"sumnas: error: {error.filename or 'a file'}: {error.strerror}", err=True)
+        sys.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sumnas")
+def main() -> None:
+    """Architectures and supernets of this project, from the command line. The pipeline itself: `dvc repro`."""
+
+
+@main.command()
+@ARCHITECTURES
+@click.option(
+    "--weights", type=click.Path(path_type=Path), required=True, help="results/supernet/<run>/weights.safetensors"
+)
+@click.option("--prepared", type=click.Path(path_type=Path), default=Path("data/prepared"), show_default=True)
+@PARAMS
+@JSON
+def score(architectures: Sequence[str], weights: Path, prepared: Path, settings: Path, as_json: bool) -> None:
+    """Predict accuracies (%) with a trained supernet: blocks `calibration` and `evaluation` of the settings."""
+    from sumnas import data, params, trained
+    from sumnas.evaluation import Predictor
+
+    loaded = params.load(settings)
+    space, supernet, _ = trained.load(weights)
+    images = data.load(prepared)
+    data.check_fits(images, space)
+    chosen = _decoded(space, architectures)
+    predict = Predictor(space, supernet, images, loaded.calibration, loaded.evaluation)
+    scores = [predict(architecture) for architecture in chosen]
+    rows = [
+        {"architecture": space.encode(a), "predicted": s.accuracy, "loss": s.loss, "split": loaded.evaluation.split}
+        for a, s in zip(chosen, scores, strict=True)
+    ]
+    _show(rows, as_json)
+
+
+@main.command()
+@ARCHITECTURES
+@PARAMS
+@JSON
+def cost(architectures: Sequence[str], settings: Path, as_json: bool) -> None:
+    """Count multiply-adds and parameters (millions) of stand-alone networks in the space of the settings."""
+    space = _space(settings)
+    rows = [
+        {"architecture": space.encode(a), "macs": space.macs(a), "params": space.params(a)}
+        for a in _decoded(space, architectures)
+    ]
+    _show(rows, as_json)
+
+
+@main.command()
+@click.argument("architecture", metavar="ARCH")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("architecture.svg"), show_default=True)
+@PARAMS
+def draw(architecture: str, output: Path, settings: Path) -> None:
+    """Draw an architecture as an SVG file."""
+    from sumnas import drawing, files
+
+    space = _space(settings)
+    (chosen,) = _decoded(space, [architecture])
+    with files.replacing(output) as part:
+        part.write_bytes(drawing.svg(space.graph(chosen), space.candidates))
+    click.echo(output)
+
+
+@main.command("import-benchmark")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("table.csv"), show_default=True)
+@PARAMS
+def import_benchmark(output: Path, settings: Path) -> None:
+    """Bring published accuracies into one table: block `benchmark` of the settings (docs/benchmarks.md)."""
+    from sumnas import params
+    from sumnas.benchmark import importers, table
+    from sumnas.progress import Progress
+
+    loaded, space = params.load(settings), _space(settings)
+    if loaded.benchmark.source == "pool":
+        raise UserError(
+            "benchmark.source = 'pool': nothing to import; the pool is trained by `dvc repro build_benchmark`"
+        )
+    bar = Progress("import-benchmark", space.size)
+
+    def on_done(done: int, total: int) -> None:
+        bar.total = total  # known only when the source has been looked at
+        bar.update(done)
+
+    imported = importers.read(loaded.benchmark, space, on_done)
+    if loaded.benchmark.costs:
+        importers.add_costs(imported, loaded.benchmark.costs, space)
+    table.write(output, space, imported.accuracies, imported.costs, importers.further(loaded.benchmark, space))
+    absence = f"; {imported.absence()}" if imported.absent else ""
+    click.echo(f"{len(imported.accuracies)} architectures{absence} -> {output}")
+
+
+@main.command()
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("presets"), show_default=True)
+@JSON
+def presets(folder: Path, as_json: bool) -> None:
+    """List the presets and what each would run."""
+    from sumnas import params
+
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; run from the project's root, or name it with --folder")
+    rows = []
+    for path in sorted(folder.glob("*.yaml")):
+        loaded = params.load(path)
+        rows.append({
+            "preset": path.stem, "data": loaded.data.source, "space": loaded.space.name,
+            "benchmark": loaded.benchmark.source, "epochs": loaded.supernet.epochs,
+            "runs": len(loaded.run.methods) * len(loaded.run.seeds), "methods": " ".join(loaded.run.methods),
+        })  # fmt: skip
+    _show(rows, as_json)
+
+
+@main.command()
+@PARAMS
+@JSON
+def doctor(settings: Path, as_json: bool) -> None:
+    """Say what this machine has and lacks: versions, processors, data, disk, Slurm. Exit code 1 where it cannot run."""
+    from sumnas import diagnosis
+
+    found = diagnosis.all_of(settings)
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in found], indent=2))
+    else:
+        for finding in found:
+            click.echo(f"{finding.state:8} {finding.what}: {finding.detail}")
+    sys.exit(1 if any(finding.state == "missing" for finding in found) else 0)
+
+
+def _space(settings: Path) -> Space:
+    from sumnas import params
+    from sumnas.spaces import base
+
+    return base.build(params.load(settings).space)
+
+
+def _decoded(space: Space, texts: Sequence[str]) -> list[Architecture]:
+    try:
+        return [space.decode(text) for text in texts]
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _show(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+    """Print rows with the same keys, numbers of a table to four digits."""
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table = [list(rows[0]) if rows else []]
+    table += [[f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    for row in table:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    main()
