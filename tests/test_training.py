@@ -65,6 +65,31 @@ def test_history_counts_steps_and_passes(name: str, steps: int, passes: int, ext
     assert all(type(value) in (int, float) for row in history for value in row.values())
 
 
+OPERATORS = [f"operator_{number}" for number in range(5)]
+FOLLOWED = {
+    "wpl": ["penalty", "fisher_norm", "alpha"],
+    "nsas": ["constraint_loss", "novelty", "distinct_members"],
+    "darts": ["heldout_loss", "alpha_entropy", *OPERATORS],
+    "darts, second order": ["heldout_loss", "alpha_entropy", *OPERATORS],
+    "gdas": ["heldout_loss", "alpha_entropy", "tau", *OPERATORS],
+    "cream": ["distillation", "rho", "board", "board_accuracy", "board_macs"],
+    "enas": ["reward", "controller_entropy", "baseline"],
+}
+"""What every epoch of a method reports beside loss and rate: the diagnostics that docs/methods.md names."""
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_history_follows_what_a_method_is_known_to_fail_by(name: str) -> None:
+    method, batches, heldout = start(name)
+    rows: list[training.Row] = []
+    history = train(method, batches, heldout, 2, on_epoch=rows.append)  # what the stage gives to MLflow
+    common = ["epoch", "steps", "passes", "loss", "learning_rate"]
+    assert rows == history and columns(history) == [*common, *FOLLOWED[name]]
+    assert all(math.isfinite(row[key]) for row in history for key in FOLLOWED[name])
+    has_own_choice = name not in ("wpl", "nsas")
+    assert (method.architecture() is not None) == has_own_choice
+
+
 def test_history_holds_the_means_over_the_steps() -> None:
     method, batches, heldout = start("fairnas")
     seen: list[dict[str, float]] = []
@@ -122,6 +147,7 @@ def test_a_resumed_run_is_the_undisturbed_one(name: str, epoch: int, step: int) 
     history = train(method, batches, heldout, 2, progress=progress, on_step=lambda p: done.append(p.step))
     assert history == expected
     assert_same_bytes(method.supernet, undisturbed.supernet)
+    assert method.architecture() == undisturbed.architecture()
     assert len(done) == 2 * batches.steps - epoch * batches.steps - step  # no step is taken twice
 
 

@@ -28,9 +28,22 @@ STAGES_AND_ARGUMENTS = [
 ]
 
 
-def outputs(clone: Clone, stage: str) -> list[Path]:
+EVERY_METHOD: dict[str, dict[str, object]] = {
+    "spos": {},
+    "fairnas": {},
+    "wpl": {"alpha_epochs": 1},
+    "nsas": {},
+    "cream": {"board": 3, "matching_every": 4},
+    "darts": {"order": 2},
+    "gdas": {},
+    "enas": {"controller_steps": 2, "controller_samples": 3},
+}
+"""Settings with which every kind of state comes up in a short training; SUMNAS is killed among the stages above."""
+
+
+def outputs(clone: Clone, stage: str, method: str = "sumnas-k2") -> list[Path]:
     """Return where the stage's results lie."""
-    names = {"method": "sumnas-k2", "seed": "0", "run": "sumnas-k2-0", "shard": "0"}
+    names = {"method": method, "seed": "0", "run": f"{method}-0", "shard": "0"}
     return [clone.folder / template.format(**names) for template in STAGES[stage].outputs]
 
 
@@ -85,6 +98,34 @@ def test_killed_again_and_again(undisturbed: Clone, stage: str, arguments: tuple
     assert process.wait(timeout=600) == 0
     assert {path: path.read_bytes() for path in files} == expected
     print(f"{stage}: {whole:.1f} s undisturbed, {killed} kills, {through} times through between them")
+
+
+@pytest.mark.parametrize("strategy", EVERY_METHOD)
+def test_every_methods_training_survives_kills(undisturbed: Clone, strategy: str) -> None:
+    clone, files = undisturbed, outputs(undisturbed, "train_supernet", strategy)
+    before, params = clone.params, clone.params
+    params["methods"][strategy] = {"strategy": strategy, **EVERY_METHOD[strategy]}
+    clone.params = params
+    try:
+        clone.run("python", "-m", "workflow.describe_method", "--method", strategy)
+        arguments = ("--run", f"{strategy}-0")
+        began = time.monotonic()
+        clone.run("python", "-m", "workflow.train_supernet", *arguments)
+        whole = time.monotonic() - began
+        expected = {path: path.read_bytes() for path in files}
+        for path in files:
+            path.unlink()
+        for share in (0.5, 0.7, 0.8):
+            process = start(clone, "train_supernet", arguments)
+            try:
+                process.wait(timeout=share * whole)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        clone.run("python", "-m", "workflow.train_supernet", *arguments)
+        assert {path: path.read_bytes() for path in files} == expected
+    finally:
+        clone.params = before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
