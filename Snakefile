@@ -36,6 +36,7 @@ try:
     METHODS, SEEDS, SHARDS, THREADS = (RUN[key] for key in ("methods", "seeds", "shards", "threads"))
     STRATEGIES = {name: block["strategy"] for name, block in PARAMS["methods"].items()}
     SPACE = PARAMS["space"]["name"]
+    BENCHMARK, FURTHER = (PARAMS.get(key) or {} for key in ("benchmark", "further"))
     UNKNOWN = [name for name in METHODS if name not in STRATEGIES]
 except (KeyError, TypeError) as error:
     raise WorkflowError(f"params.yaml: {error} is missing or misplaced; run `make check`")
@@ -82,12 +83,10 @@ def raw():
     return []
 
 
-def tables():
-    """The files of published accuracies and costs that build_benchmark reads, where they are: it says what is missing."""
-    block = PARAMS.get("benchmark") or {}
-    sources = [block, *(block.get("further") or {}).values()]
+def tables(*sources, costs=None):
+    """The files of published accuracies and costs that a stage reads, where they are: it says what is missing."""
     paths = [(source.get(source.get("source")) or {}).get("path") for source in sources]
-    paths.append((block.get("costs") or {}).get("path"))
+    paths.append((costs or {}).get("path"))
     # Of NATS-Bench's folder its description stands for the 15,625 records.
     found = [os.path.join(p, "meta.pickle.pbz2") if os.path.isdir(p) else p for p in paths if p]
     return sorted({p for p in found if os.path.isfile(p)})
@@ -119,6 +118,7 @@ rule all:
         "data/prepared",
         expand("results/benchmark/shards/{shard}.csv", shard=SHARDS),
         "results/benchmark/table.csv",
+        "results/benchmark/further.csv",
         "results/samples.csv",
         expand("results/methods/{method}.json", method=METHODS),
         runs("results/supernet/{method}-{seed}/weights.safetensors"),
@@ -174,7 +174,7 @@ rule train_references:
 rule build_benchmark:
     input:
         expand("results/benchmark/shards/{shard}.csv", shard=SHARDS),
-        tables(),
+        tables(BENCHMARK, costs=BENCHMARK.get("costs")),
         code=code("build_benchmark"),
     output:
         "results/benchmark/table.csv",
@@ -184,6 +184,20 @@ rule build_benchmark:
         settings("build_benchmark"),
     shell:
         "python -m workflow.build_benchmark >> {log} 2>&1"
+
+
+rule build_further:
+    input:
+        tables(*FURTHER.values()),
+        code=code("build_further"),
+    output:
+        "results/benchmark/further.csv",
+    log:
+        "logs/build_further.log",
+    params:
+        settings("build_further"),
+    shell:
+        "python -m workflow.build_further >> {log} 2>&1"
 
 
 rule sample_architectures:
@@ -255,6 +269,7 @@ rule rank:
         "results/calibrated/{method}-{seed}/statistics.safetensors",
         "results/samples.csv",
         "results/benchmark/table.csv",
+        "results/benchmark/further.csv",
         code=code("rank"),
     output:
         "results/ranking/{method}-{seed}/predictions.csv",

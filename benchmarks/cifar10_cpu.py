@@ -122,7 +122,7 @@ def run(name: str, work: Path, trained: Path | None) -> None:
     files.write_text(folder / "params.yaml", yaml.safe_dump(text, sort_keys=False))
     began = time.monotonic()
     for stage, arguments in (
-        ("prepare_data", ()), ("build_benchmark", ()), ("sample_architectures", ()),
+        ("prepare_data", ()), ("build_benchmark", ()), ("build_further", ()), ("sample_architectures", ()),
         ("describe_method", ("--method", method)), ("train_supernet", ("--run", name)),
         ("recalibrate_bn", ("--run", name)), ("rank", ("--run", name)),
     ):  # fmt: skip

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sumnas import files
 from sumnas.batchnorm import CalibrationSettings
 from sumnas.benchmark.pool import listed
-from sumnas.benchmark.settings import BenchmarkSettings
+from sumnas.benchmark.settings import COLUMN_NAME, BenchmarkSettings, FurtherSettings
 from sumnas.errors import UserError, printable
 from sumnas.evaluation import EvaluationSettings
 from sumnas.methods import base as methods
@@ -58,8 +58,8 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "search": SearchSettings,
     "retrain": RetrainSettings,
 }
-DYNAMIC = ("space", "methods")
-"""Blocks whose model depends on what they name."""
+DYNAMIC = ("space", "methods", "further")
+"""Blocks whose model depends on what they name, or which hold a block of a free name each."""
 
 
 class Params:
@@ -120,15 +120,17 @@ def load(path: Path, named: Iterable[str] = ()) -> Params:
     if isinstance(raw.get("space"), Mapping):
         blocks["space"] = _validate_named(spaces.module_of, "name", raw["space"], "space", problems)
     if isinstance(raw.get("methods"), Mapping):
-        blocks["methods"] = {}
-        for name, block in raw["methods"].items():
-            key = f"methods.{name}"
-            if not NAME.fullmatch(str(name)):
-                problems.append(f"{key}: a method's name is lower case: letters, digits, '-', '_' ({NAME.pattern})")
-            elif not isinstance(block, Mapping):
-                problems.append(f"{key} = {block!r}: must be a block of settings")
-            else:
-                blocks["methods"][name] = _validate_named(methods.module_of, "strategy", block, key, problems)
+        rule = f"a method's name is lower case: letters, digits, '-', '_' ({NAME.pattern})"
+        blocks["methods"] = {
+            name: _validate_named(methods.module_of, "strategy", block, f"methods.{name}", problems)
+            for name, block in _named("methods", raw["methods"], NAME, rule, problems)
+        }
+    if isinstance(raw.get("further"), Mapping):
+        rule = f"such a name is lower case: letters, digits, '_' ({COLUMN_NAME.pattern})"
+        blocks["further"] = {
+            name: _validate(FurtherSettings, block, f"further.{name}", problems)
+            for name, block in _named("further", raw["further"], COLUMN_NAME, rule, problems)
+        }
     if not problems:
         problems = [
             f"{key}: missing; write it out, also where its default is meant" for key in named if not _has(raw, key)
@@ -178,6 +180,21 @@ def _has(raw: Any, key: str) -> bool:
             return False
         raw = raw[part]
     return True
+
+
+def _named(
+    head: str, raw: Mapping[Any, Any], pattern: re.Pattern[str], rule: str, problems: list[str]
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the blocks of free names that can be validated, with their names."""
+    found = []
+    for name, block in raw.items():
+        if not pattern.fullmatch(str(name)):
+            problems.append(f"{head}.{name}: {rule}")
+        elif not isinstance(block, Mapping):
+            problems.append(f"{head}.{name} = {block!r}: must be a block of settings")
+        else:
+            found.append((name, block))
+    return found
 
 
 def _validate_named(
@@ -258,6 +275,9 @@ def _combinations(params: Params) -> list[str]:
     problems += _limits(params.search, space)
     if params.benchmark.source in ("nats", "nasbench201") and params.space.name != "nasbench201":
         problems.append(f"benchmark.source = {params.benchmark.source!r}: needs space.name: nasbench201")
+    for name, source in params.further.items():
+        if source.source != "table" and params.space.name != "nasbench201":
+            problems.append(f"further.{name}.source = {source.source!r}: needs space.name: nasbench201")
     pool = params.benchmark.pool
     if params.benchmark.source == "pool":
         wanted = pool.architectures

@@ -230,6 +230,22 @@ def predictors(reference: Floats, costs: Mapping[str, Floats], settings: Ranking
     return result
 
 
+def further_measures(truths: Mapping[str, Floats], predicted: Mapping[str, Floats], settings: RankingSettings) -> Flat:
+    """Return tau-b and its interval of every predictor [A] against every further truth [A], by their names.
+
+    A truth is not a number where it is not known: that architecture is left out. Keys are
+    `<predictor>kendall_tau_on_<truth>`; a predictor's name may be empty, or ends with `_`.
+    """
+    result: Flat = {}
+    for name, truth in truths.items():
+        known = np.isfinite(truth)
+        result[f"architectures_on_{name}"] = int(known.sum())
+        for prefix, values in predicted.items():
+            tau, key = kendall(truth[known], values[known], settings), f"{prefix}kendall_tau_on_{name}"
+            result |= {key: tau.value, f"{key}_low": tau.low, f"{key}_high": tau.high}
+    return result
+
+
 def _chunks(count: int) -> Iterator[slice]:
     """Cut the rows of a [count, count] matrix into pieces of about PAIRS_AT_ONCE entries."""
     rows = max(1, PAIRS_AT_ONCE // count)

@@ -20,7 +20,7 @@ from sumnas import summary as summaries
 from sumnas.cautions import cautions
 from sumnas.errors import UserError
 from sumnas.results import Cell, Results, distinct_cells, load, space_of
-from sumnas.summary import interval, number, percent
+from sumnas.shown import interval, number, percent
 
 FIGURES = ("kendall_tau.svg", "training.svg", "submodels.svg", "cells.svg")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -102,6 +102,8 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
         cautions=cautions(summary),
         baselines=summaries.BASELINES,
         runs=runs,
+        further=summary.get("further", {}),
+        choices=[item for item in runs if "derived_architecture" in item["run"].ranking],
         passes={name: _mean_passes(results, name) for name in summary["methods"]},
         limits=[entry["label"] for entry in next(iter(summary["methods"].values()))["found"]],
         top_k=[k for k in results.settings["ranking"]["top_k"] if f"precision_at_{k}" in results.runs[0].ranking],

@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from sumnas import columns
+from sumnas.columns import mean, std
 from sumnas.ranking import RankingSettings, paired_bootstrap
+from sumnas.shown import interval, number, percent, row, with_spread
 
 BASELINES = {"macs": "MACs alone", "params": "parameters alone"}
 """The trivial predictors, with the names that tables and figures give them."""
@@ -32,6 +35,7 @@ def summarize(runs: Sequence[Run]) -> dict[str, Any]:
     """Return the summary of exactly these runs, JSON-ready."""
     first = runs[0].ranking
     methods = {name: _method([r for r in runs if r.method == name]) for name in dict.fromkeys(r.method for r in runs)}
+    further = {name: first[f"architectures_on_{name}"] for name in columns.further_names(first)}
     keys = ("reference_seeds", "reliability_tau", "perfect_tau", "perfect_tau_low", "perfect_tau_high")
     return {
         "architectures": first["architectures"],
@@ -39,7 +43,11 @@ def summarize(runs: Sequence[Run]) -> dict[str, Any]:
         "seeds": sorted({r.seed for r in runs}),
         "methods": methods,
         "differences": _differences(runs),
-        "baselines": {b: {k: first[f"{b}_kendall_tau{k}"] for k in ("", "_low", "_high")} for b in BASELINES},
+        "baselines": {
+            b: {k: first[f"{b}_kendall_tau{k}"] for k in ("", "_low", "_high")} | columns.of_baseline(first, b)
+            for b in BASELINES
+        },
+        **({"further": further} if further else {}),
         "references": {key: first[key] for key in keys},
         "benchmark_best": runs[0].found["benchmark_best"],
         "settings_digests": {r.ranking["run"]: r.ranking["settings_digest"] for r in runs},
@@ -64,19 +72,21 @@ def markdown(summary: dict[str, Any]) -> str:
     references = summary["references"]
     limits = [e["label"] for e in next(iter(summary["methods"].values()))["found"]]
     header = ["method", "Kendall tau", "95 % interval", "Spearman", "sub-model accuracy (%)"]
-    header += [f"found {limit}: true / retrained (%)" for limit in limits]
-    lines = [_row(header), _row(["---"] * len(header))]
+    header += [f"found {limit}: true / retrained (%)" for limit in limits] + columns.headings(summary)
+    lines = [row(header), row(["---"] * len(header))]
     for name, m in summary["methods"].items():
-        cells = [name, _spread(m["kendall_tau"], m["kendall_tau_std"]), interval(m, "kendall_tau")]
+        cells = [name, with_spread(number(m["kendall_tau"]), m["kendall_tau_std"], 3), interval(m, "kendall_tau")]
         cells.append(number(m["spearman_rho"]))
         cells.append(f"{m['submodel_accuracy_mean']:.2f} (spread {m['submodel_accuracy_std']:.2f})")
         cells += [f"{_accuracy(e)} / {percent(e['retrained_accuracy'])}" for e in m["found"]]
-        lines.append(_row(cells))
+        cells += columns.cells(summary, m)
+        lines.append(row(cells))
     for name, label in BASELINES.items():
         b = summary["baselines"][name]
-        lines.append(_row([f"*{label}*", number(b[""]), interval(b, ""), "", "", *[""] * len(limits)]))
+        cells = [f"*{label}*", number(b[""]), interval(b, ""), "", "", *[""] * len(limits)]
+        lines.append(row(cells + columns.baseline_cells(summary, b)))
     oracle = [f"{percent(e['benchmark_best'])} / " for e in next(iter(summary["methods"].values()))["found"]]
-    lines.append(_row(["*best in the table*", "", "", "", "", *oracle]))
+    lines.append(row(["*best in the table*", "", "", "", "", *oracle, *[""] * len(columns.headings(summary))]))
     text = "\n".join(lines) + "\n\n"
     text += (
         f"{summary['architectures']} architectures; predicted on the {summary['split']} split; supernet seeds "
@@ -85,34 +95,28 @@ def markdown(summary: dict[str, Any]) -> str:
         f"a perfect predictor would reach tau {number(references['perfect_tau'])} "
         f"{interval(references, 'perfect_tau')}. Best true accuracy in the table: {summary['benchmark_best']:.2f} %. "
         '"true" is the table\'s accuracy where the architecture is in it (-: it is not), "retrained" the test '
-        "accuracy after training from scratch.\n"
+        f"accuracy after training from scratch.{columns.notes(summary)}\n"
     )
     if summary["differences"]:
-        text += "\n" + _row(["paired difference of tau", "value", "95 % interval"]) + "\n" + _row(["---"] * 3) + "\n"
+        text += "\n" + row(["paired difference of tau", "value", "95 % interval"]) + "\n" + row(["---"] * 3) + "\n"
         for d in summary["differences"]:
-            text += _row([f"{d['of']} - {d['minus']}", number(d["value"]), interval(d, "")]) + "\n"
+            text += row([f"{d['of']} - {d['minus']}", number(d["value"]), interval(d, "")]) + "\n"
     return text
 
 
 def _method(runs: Sequence[Run]) -> dict[str, Any]:
     """Return one method's figures: means over its seeds, and the spread where there are several."""
-
-    def mean(key: str) -> float | None:
-        values = [r.ranking[key] for r in runs]
-        return None if None in values else float(np.mean(values))
-
     result: dict[str, Any] = {
-        key: mean(key)
+        key: mean([r.ranking[key] for r in runs])
         for key in (
             "kendall_tau", "kendall_tau_low", "kendall_tau_high", "kendall_tau_a", "spearman_rho",
             "submodel_accuracy_mean", "submodel_accuracy_std",
         )
     }  # fmt: skip
-    values = [r.ranking["kendall_tau"] for r in runs]
-    several = len(values) > 1 and None not in values
-    result["kendall_tau_std"] = float(np.std(values, ddof=1)) if several else None
+    result["kendall_tau_std"] = std([r.ranking["kendall_tau"] for r in runs])
     reasons = [r.ranking["kendall_tau_reason"] for r in runs]
     result["kendall_tau_reason"] = next((reason for reason in reasons if reason), None)
+    result |= columns.of_method([r.ranking for r in runs])
     result["seeds"] = [r.seed for r in runs]
     result["found"] = []
     for index, entry in enumerate(runs[0].found["found"]):
@@ -124,10 +128,10 @@ def _method(runs: Sequence[Run]) -> dict[str, Any]:
                 "label": limit_label(entry["limit"], runs[0].found["cost"]),
                 "architectures": [e["architecture"] for e in entries],
                 "macs": [e["macs"] for e in entries],
-                "benchmark_accuracy": _mean([e["benchmark_accuracy"] for e in entries]),
-                "benchmark_accuracy_std": _std([e["benchmark_accuracy"] for e in entries]),
+                "benchmark_accuracy": mean([e["benchmark_accuracy"] for e in entries]),
+                "benchmark_accuracy_std": std([e["benchmark_accuracy"] for e in entries]),
                 "benchmark_best": entry["benchmark_best"],
-                "retrained_accuracy": _mean(trained),
+                "retrained_accuracy": mean(trained),
             }
         )
     return result
@@ -155,44 +159,9 @@ def retrained(run: Run, architecture: str) -> float | None:
     return next((n["test_accuracy"] for n in run.retrain["networks"] if n["architecture"] == architecture), None)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if len(known) == len(values) else None
-
-
-def _std(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.std(known, ddof=1)) if len(known) == len(values) > 1 else None
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def number(value: float | None) -> str:
-    """Return a tau or another measure as it is shown."""
-    return "-" if value is None else f"{value:.3f}"
-
-
-def percent(value: float | None) -> str:
-    """Return an accuracy as it is shown."""
-    return "-" if value is None else f"{value:.2f}"
-
-
 def _accuracy(entry: dict[str, Any]) -> str:
     """Return the mean true accuracy of what was found, with its spread over seeds where there are several."""
-    std = entry["benchmark_accuracy_std"]
-    return percent(entry["benchmark_accuracy"]) + ("" if std is None else f" ± {std:.2f}")
-
-
-def _spread(value: float | None, std: float | None) -> str:
-    return number(value) if std is None else f"{number(value)} ± {std:.3f}"
-
-
-def interval(values: dict[str, Any], key: str) -> str:
-    """Return the interval `<key>_low` to `<key>_high` as it is shown."""
-    low, high = values[f"{key}_low"], values[f"{key}_high"]
-    return "-" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
+    return with_spread(percent(entry["benchmark_accuracy"]), entry["benchmark_accuracy_std"], 2)
 
 
 def limit_label(limit: float | None, cost: str) -> str:

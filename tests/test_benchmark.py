@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import kendalltau
 
 from sumnas import files
 from sumnas.augmentation import Augmentation
 from sumnas.benchmark import pool, table
 from sumnas.benchmark.settings import PoolSettings
 from sumnas.errors import UserError
-from sumnas.ranking import RankingSettings
 from sumnas.retraining import Recipe
 from sumnas.spaces.nasbench201 import NASBench201, Settings
 
@@ -79,25 +76,3 @@ def test_further_costs_are_carried(tmp_path: Path) -> None:
     path.write_text("".join(unchecked).replace(str(costs[drawn[2]]["energy"]), ""))
     with pytest.raises(UserError, match=r"table\.csv, line 4: an accuracy or a cost is not a number"):
         table.read(path, SPACE)
-
-
-def test_further_accuracies_go_through_the_table_to_the_ranking(tmp_path: Path, tiny_space: NASBench201) -> None:
-    from workflow.rank import further
-
-    rng = np.random.default_rng(0)
-    architectures = list(itertools.islice(tiny_space.architectures(), 3000, 3040))
-    accuracy, other = rng.uniform(50, 90, (2, 40))
-    path = tmp_path / "table.csv"
-    known = {a: float(v) for a, v in zip(architectures, other, strict=True) if a != architectures[7]}
-    own = {a: {"0": float(v)} for a, v in zip(architectures, accuracy, strict=True)}
-    table.write(path, tiny_space, own, None, {"large_scale": known})
-    read = table.read(path, tiny_space)
-    assert np.isnan(read.further["large_scale"][7]) and np.isfinite(read.further["large_scale"]).sum() == 39
-    some = [3, 7, 30, 12, 21, 5]
-    predicted = rng.uniform(50, 90, 6)
-    found = further(read.take(some), predicted, RankingSettings(bootstrap=100))
-    keep = [0, 2, 3, 4, 5]
-    expected = kendalltau(other[[some[i] for i in keep]], predicted[keep]).statistic
-    assert found["kendall_tau_on_large_scale"] == pytest.approx(expected) and found["architectures_on_large_scale"] == 5
-    few = further(read.take([7]), predicted[:1], RankingSettings(bootstrap=100))
-    assert few["kendall_tau_on_large_scale"] is None and few["architectures_on_large_scale"] == 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sumnas.benchmark import importers, pool, table
 from sumnas.benchmark.official import Imported
-from sumnas.progress import Progress, say
+from workflow import published
 from workflow.stage import Job, execute
 from workflow.stages import SHARD, TABLE
 
@@ -18,21 +18,13 @@ def main(job: Job) -> str:
     if settings.source == "pool":
         imported = Imported(pool.merge(job.paths(SHARD), space, settings.pool))
     else:
-        if settings.source == "nasbench201":  # one long call of torch, which cannot tell how far it is
-            say(f"build_benchmark: reading {settings.nasbench201.path} whole takes about three minutes per GB")
-        bar = Progress("build_benchmark", space.size)
-        imported = importers.read(settings, space, lambda done, total: _show(bar, done, total))
+        imported = published.read("build_benchmark", settings, space)
     if settings.costs:
         importers.add_costs(imported, settings.costs, space)
-    table.write(path, space, imported.accuracies, imported.costs, importers.further(settings, space))
+    table.write(path, space, imported.accuracies, imported.costs)
     best = max(sum(by_seed.values()) / len(by_seed) for by_seed in imported.accuracies.values())
     absence = f"; {imported.absence()}" if imported.absent else ""
     return f"{len(imported.accuracies)} architectures, best accuracy {best:.2f} %{absence} -> {path}"
-
-
-def _show(bar: Progress, done: int, total: int) -> None:
-    bar.total = total  # known only when the source has been looked at
-    bar.update(done)
 
 
 if __name__ == "__main__":

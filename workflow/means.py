@@ -15,7 +15,7 @@ import numpy as np
 
 from sumnas import files
 from sumnas.errors import UserError
-from sumnas.summary import number
+from sumnas.shown import number
 from workflow.stage import reporting
 from workflow.stages import SUMMARY
 

@@ -6,21 +6,20 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sumnas import files, seeding
+from sumnas import files, own_choice, seeding
 from sumnas.batchnorm import set_statistics
-from sumnas.benchmark import table
+from sumnas.benchmark import further, table
 from sumnas.checkpoint import in_blocks
 from sumnas.errors import UserError
 from sumnas.evaluation import Fit, Score, evaluate
 from sumnas.progress import Progress
-from sumnas.ranking import RankingSettings, kendall, predictors, rank_measures
+from sumnas.ranking import Flat, further_measures, predictors, rank_measures
 from sumnas.reliability import perfect_predictor_tau, split_half_tau
 from sumnas.spaces.base import Architecture, Space
 from workflow import inputs
 from workflow.stage import Job, execute
-from workflow.stages import PREDICTIONS, PREPARED, RANKING, SAMPLES, SCATTER, STATISTICS, TABLE, WEIGHTS
+from workflow.stages import FURTHER, PREDICTIONS, PREPARED, RANKING, SAMPLES, SCATTER, STATISTICS, TABLE, WEIGHTS
 
 COLUMNS = ("architecture", "reference", "predicted", "loss", "macs", "params")
 """Of predictions.csv: accuracies in percent, loss, MACs and parameters in millions."""
@@ -42,6 +41,11 @@ def main(job: Job) -> str:
     if missing:
         raise UserError(f"{space.encode(missing[0])}: no reference or no statistics; run sample_architectures again")
     sampled = known.take([index[a] for a in architectures])
+    others = further.read(job.path(FURTHER), space)
+    derived = files.read_metadata(job.path(WEIGHTS)).get("derived")
+    if derived is not None:
+        job.tracker.tags({"derived_architecture": derived})
+    own = own_choice.measures(derived, space, known, others)
 
     def scored(block: Sequence[Architecture]) -> list[Score]:
         found = []
@@ -59,12 +63,14 @@ def main(job: Job) -> str:
         for key, block in in_blocks(architectures, BLOCK):
             scores += [Score(*values) for values in work.remember(key, partial(scored, block))]
             bar.update(len(scores))
-        closing = write(job, space, sampled, scores)
+        closing = write(job, space, sampled, scores, others, own)
         work.clear()
     return closing
 
 
-def write(job: Job, space: Space, sampled: table.Table, scores: list[Score]) -> str:
+def write(
+    job: Job, space: Space, sampled: table.Table, scores: list[Score], others: further.Accuracies, own: Flat
+) -> str:
     """Write the results of ranking, and return the closing line."""
     settings = job.params.ranking
     predicted = np.array([score.accuracy for score in scores])
@@ -77,6 +83,8 @@ def write(job: Job, space: Space, sampled: table.Table, scores: list[Score]) -> 
             sampled.architectures, sampled.accuracy, scores, sampled.macs, sampled.params, strict=True
         )
     ]  # fmt: skip
+    costs = {"macs": sampled.macs, "params": sampled.params}
+    truths = {name: np.array([column.get(a, np.nan) for a in sampled.architectures]) for name, column in others.items()}
     measures = rank_measures(sampled.accuracy, predicted, settings)
     metrics = {
         "run": job.names["run"],
@@ -85,9 +93,10 @@ def write(job: Job, space: Space, sampled: table.Table, scores: list[Score]) -> 
         "split": job.params.evaluation.split,
         "settings_digest": job.params.digest(),
         **measures,
-        **predictors(sampled.accuracy, {"macs": sampled.macs, "params": sampled.params}, settings),
+        **predictors(sampled.accuracy, costs, settings),
         **reliability(sampled, settings.seed),
-        **further(sampled, predicted, settings),
+        **further_measures(truths, {"": predicted, **{f"{name}_": of for name, of in costs.items()}}, settings),
+        **own,
         "submodel_accuracy_mean": float(predicted.mean()),
         "submodel_accuracy_std": float(predicted.std(ddof=1)),
     }
@@ -113,23 +122,6 @@ def reliability(sampled: table.Table, seed: int) -> dict[str, float | int | str 
         "perfect_tau_low": perfect.low,
         "perfect_tau_high": perfect.high,
     }
-
-
-def further(
-    sampled: table.Table, predicted: NDArray[np.float64], settings: RankingSettings
-) -> dict[str, float | int | str | None]:
-    """Return Kendall tau against every further accuracy, over the architectures that have it; nothing is retrained."""
-    result: dict[str, float | int | str | None] = {}
-    for name, accuracy in sampled.further.items():
-        known = np.isfinite(accuracy)
-        measure = kendall(accuracy[known], predicted[known], settings)
-        result |= {
-            f"kendall_tau_on_{name}": measure.value,
-            f"kendall_tau_on_{name}_low": measure.low,
-            f"kendall_tau_on_{name}_high": measure.high,
-            f"architectures_on_{name}": int(known.sum()),
-        }
-    return result
 
 
 def draw(job: Job, rows: list[dict[str, object]], tau: object) -> None:

@@ -15,7 +15,8 @@ FIT = ("evaluation.adaptation_steps", "evaluation.adaptation_learning_rate", "ev
 """How sub-models are fitted before they are scored; the rest of `evaluation` does not change their statistics."""
 
 SHOWN = (
-    "data", "space", "benchmark", "sampling", "supernet", "calibration", "evaluation", "ranking", "search", "retrain"
+    "data", "space", "benchmark", "further", "sampling", "supernet", "calibration", "evaluation", "ranking", "search",
+    "retrain",
 )  # fmt: skip
 """The settings that the report shows: all of the stages before it. Not `methods`, some of which may be of no run."""
 
@@ -24,6 +25,7 @@ RAW = "data/raw"
 PREPARED = "data/prepared"
 SHARD = "results/benchmark/shards/{shard}.csv"
 TABLE = "results/benchmark/table.csv"
+FURTHER = "results/benchmark/further.csv"
 SAMPLES = "results/samples.csv"
 METHOD = "results/methods/{method}.json"
 WEIGHTS = "results/supernet/{run}/weights.safetensors"
@@ -75,6 +77,7 @@ STAGES = {
             (SHARD,),
         ),
         Stage("build_benchmark", (), ("run.shards", "space", "benchmark"), (SHARD, RAW), (TABLE,)),
+        Stage("build_further", (), ("space", "further"), (RAW,), (FURTHER,)),
         Stage("sample_architectures", (), ("space", "sampling"), (TABLE,), (SAMPLES,)),
         Stage("describe_method", ("method",), ("methods.{method}",), (), (METHOD,)),
         Stage(
@@ -95,7 +98,7 @@ STAGES = {
             "rank",
             ("method", "seed"),
             (*COMPUTE, "space", "evaluation", "ranking"),
-            (PREPARED, WEIGHTS, STATISTICS, SAMPLES, TABLE),
+            (PREPARED, WEIGHTS, STATISTICS, SAMPLES, TABLE, FURTHER),
             (PREDICTIONS, RANKING, SCATTER),
         ),
         Stage(

@@ -1,17 +1,16 @@
-"""Block `benchmark`: where the true accuracies come from."""
+"""Blocks `benchmark` and `further`: where the true accuracies come from."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sumnas.retraining import Recipe
 
-Value = TypeVar("Value")
 COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]*")
-"""Names of further costs and accuracies: they become columns, and a search limit names them."""
+"""Names of further costs and accuracies: they become columns and measures, and a search limit names them."""
 
 SETS = {
     ("cifar10-valid", "train"): "train",
@@ -122,7 +121,7 @@ class CostFileSettings(BaseModel):
         return _checked(columns)
 
 
-def _checked(named: dict[str, Value]) -> dict[str, Value]:
+def _checked(named: dict[str, str]) -> dict[str, str]:
     for name in named:
         if not COLUMN_NAME.fullmatch(name):
             raise ValueError(f"{name!r}: such a name is lower case: letters, digits, '_' ({COLUMN_NAME.pattern})")
@@ -130,7 +129,7 @@ def _checked(named: dict[str, Value]) -> dict[str, Value]:
 
 
 class FurtherSettings(BaseModel):
-    """Accuracies from a published source, such as those on another data set."""
+    """An entry of block `further`: accuracies from a published source, such as those on another data set."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -157,14 +156,6 @@ class BenchmarkSettings(BaseModel):
     nasbench201: OfficialSettings | None = None
     table: TableSettings | None = None
     costs: CostFileSettings | None = Field(None, description="further costs of all architectures, from a file")
-    further: dict[str, FurtherSettings] = Field(
-        {}, description="further true accuracies, which every ranking is compared with too; by name"
-    )
-
-    @field_validator("further")
-    @classmethod
-    def _names(cls, further: dict[str, FurtherSettings]) -> dict[str, FurtherSettings]:
-        return _checked(further)
 
     @model_validator(mode="after")
     def _source_is_there(self) -> BenchmarkSettings:

@@ -16,8 +16,6 @@ from sumnas.spaces.base import Architecture, Space
 COLUMNS = ("architecture", "accuracy", "std", "seeds", "macs", "params")
 PER_SEED = "accuracy_seed_"
 """Prefix of further columns: the accuracy with each seed, where it is known."""
-FURTHER = "reference_"
-"""Prefix of further columns: true accuracies of another kind, such as on another data set; may be empty."""
 COST = "cost_"
 """Prefix of further columns: measured costs, such as a latency."""
 
@@ -26,8 +24,7 @@ COST = "cost_"
 class Table:
     """True accuracies in percent [A], MACs and parameters in millions [A], accuracies per seed [A, S].
 
-    `costs` has further costs [A] by name, each in its own unit; `further` further true accuracies [A] in percent, such
-    as those on another data set, not a number where one is not known.
+    `costs` has further costs [A] by name, each in its own unit.
     """
 
     architectures: list[Architecture]
@@ -36,7 +33,6 @@ class Table:
     params: NDArray[np.float64]
     per_seed: NDArray[np.float64]
     costs: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    further: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Table:
         """Return some rows, in the order given."""
@@ -44,7 +40,6 @@ class Table:
         return Table(
             [self.architectures[i] for i in rows], self.accuracy[rows], self.macs[rows], self.params[rows],
             self.per_seed[rows], {name: cost[rows] for name, cost in self.costs.items()},
-            {name: accuracy[rows] for name, accuracy in self.further.items()},
         )  # fmt: skip
 
     def lookup(self) -> dict[Architecture, float]:
@@ -57,14 +52,13 @@ def write(
     space: Space,
     accuracies: Mapping[Architecture, Mapping[str, float]],
     costs: Mapping[Architecture, Mapping[str, float]] | None = None,
-    further: Mapping[str, Mapping[Architecture, float]] | None = None,
 ) -> None:
     """Write the table from accuracies in percent by architecture and seed; rows in the order of the mapping.
 
     Accuracy is the mean over seeds, std their sample standard deviation (empty with a single seed). `costs` has the
-    same further costs of every architecture, or is left out; `further` has further accuracies by name.
+    same further costs of every architecture, or is left out.
     """
-    costs, further = costs or {}, further or {}
+    costs = costs or {}
     names = list(next(iter(costs.values()))) if costs else []
     seeds = list(dict.fromkeys(seed for by_seed in accuracies.values() for seed in by_seed))
     rows = []
@@ -79,11 +73,10 @@ def write(
                 "macs": space.macs(architecture),
                 "params": space.params(architecture),
                 **{COST + name: costs[architecture][name] for name in names},
-                **{FURTHER + name: known.get(architecture, "") for name, known in further.items()},
                 **{PER_SEED + seed: by_seed.get(seed, "") for seed in seeds if len(seeds) > 1},
             }
         )
-    extra = [COST + name for name in names] + [FURTHER + name for name in further]
+    extra = [COST + name for name in names]
     extra += [PER_SEED + seed for seed in seeds if len(seeds) > 1]
     files.write_csv(path, [*COLUMNS, *extra], rows)
 
@@ -93,9 +86,8 @@ def read(path: Path, space: Space) -> Table:
     rows = files.read_csv(path, COLUMNS)
     there = list(rows[0]) if rows else []
     costs = [name for name in there if name.startswith(COST)]
-    more = [name for name in there if name.startswith(FURTHER)]
-    columns = ["accuracy", "macs", "params", *costs, *more, *(name for name in there if name.startswith(PER_SEED))]
-    needed, first_seed = 3 + len(costs), 3 + len(costs) + len(more)
+    columns = ["accuracy", "macs", "params", *costs, *(name for name in there if name.startswith(PER_SEED))]
+    needed = 3 + len(costs)
     architectures = []
     numbers = np.empty((len(rows), len(columns)))
     for index, row in enumerate(rows):
@@ -109,10 +101,7 @@ def read(path: Path, space: Space) -> Table:
         if not 0 <= numbers[index, 0] <= 100:
             raise UserError(f"{path}, line {index + 2}: accuracy = {row['accuracy']}: is no percentage")
     # A seed that some architecture lacks tells nothing about reliability.
-    seeds = numbers[:, first_seed:]
+    seeds = numbers[:, needed:]
     whole = seeds[:, np.isfinite(seeds).all(0)]
-    measured, further = (
-        {name.removeprefix(prefix): numbers[:, columns.index(name)] for name in names}
-        for prefix, names in ((COST, costs), (FURTHER, more))
-    )
-    return Table(architectures, numbers[:, 0], numbers[:, 1], numbers[:, 2], whole, measured, further)
+    measured = {name.removeprefix(COST): numbers[:, 3 + i] for i, name in enumerate(costs)}
+    return Table(architectures, numbers[:, 0], numbers[:, 1], numbers[:, 2], whole, measured)

@@ -98,13 +98,12 @@ CASES: dict[str, tuple[Callable[[Params], None] | None, str | None, set[str], se
         | of(["recalibrate_bn", "rank", "search", "retrain"], RUNS),
     ),
     "further accuracies": (
-        lambda p: p["benchmark"].update(
-            further={"other": {"source": "table", "table": {"path": "data/raw/other.csv", "seeds": ["accuracy"]}}}
+        lambda p: p["further"].update(
+            other={"source": "table", "table": {"path": "data/raw/other.csv", "seeds": ["accuracy"]}}
         ),
         None,
-        {"build_benchmark", "summarize"},
-        {"build_benchmark", "sample_architectures", "summarize"}
-        | of(["recalibrate_bn", "rank", "search", "retrain"], RUNS),
+        {"build_further", "summarize"},
+        {"build_further", "summarize"} | of(["rank"], RUNS),
     ),
     "the search's source": (
         None,

@@ -139,7 +139,7 @@ def test_snakemake_rule(name: str, snakemake_jobs: dict[str, list[dict[str, Any]
     files = job["input"] - code
     if name == "summarize":  # DVC depends on the folders, Snakemake on the files of the runs that are listed
         assert {"/".join(path.split("/")[:2]) for path in files} == expected_inputs(name)
-    elif name in ("prepare_data", "build_benchmark"):
+    elif name in ("prepare_data", "build_benchmark", "build_further"):
         # DVC depends on the folder of raw files, Snakemake on those of the source in use: the default has none.
         assert files == expected_inputs(name) - {"data/raw"} and "data/raw" in expected_inputs(name)
     else:

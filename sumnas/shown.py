@@ -1,0 +1,32 @@
+"""How figures are written where people read them: tables, figures, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def number(value: float | None) -> str:
+    """Return a tau or another measure as it is shown."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def percent(value: float | None) -> str:
+    """Return an accuracy as it is shown."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def interval(values: dict[str, Any], key: str) -> str:
+    """Return the interval `<key>_low` to `<key>_high` as it is shown."""
+    low, high = values[f"{key}_low"], values[f"{key}_high"]
+    return "-" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
+
+
+def with_spread(text: str, std: float | None, digits: int) -> str:
+    """Return a mean as it is shown with its standard deviation over seeds, where there are several."""
+    return text if std is None else f"{text} ± {std:.{digits}f}"
+
+
+def row(cells: Sequence[str]) -> str:
+    """Return a line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
