@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
-from sumnas import params
+from sumnas import params, training
+from sumnas.methods import base as methods
+from sumnas.spaces import base
+from sumnas.spaces.base import Supernet
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
@@ -63,3 +69,63 @@ def test_the_long_runs_of_cifar10_cpu_have_as_many_passes_as_sumnas_k4() -> None
     epochs, operators = loaded.supernet.epochs, 5
     passes = epochs * operators * loaded.methods["sumnas-k4"].adaptation_steps
     assert loaded.methods["fairnas-long"].epochs * operators == loaded.methods["spos-long"].epochs == passes
+
+
+@cache
+def supernet_of(preset: str) -> Supernet:
+    with torch.device("meta"):
+        return base.build(load(preset).space).supernet()
+
+
+def passes(preset: str, name: str) -> tuple[int, int]:
+    """Return the sub-model passes of a method's training, and the images that they see, from the method itself."""
+    loaded = load(preset)
+    block = loaded.methods[name]
+    method = methods.module_of(block.strategy).METHOD(supernet_of(preset), block, 1, 0)
+    kept = round(50_000 * (1 - loaded.data.validation))
+    batches = round(kept * method.train_share) // loaded.supernet.batch_size
+    epochs = training.epochs_of(block, loaded.supernet)
+    count = epochs * (batches // method.rounds) * method.passes_per_step
+    return count, (count + epochs * method.heldout_between) * loaded.supernet.batch_size
+
+
+def told(preset: str, name: str) -> str:
+    """Return the comment beside a method's name."""
+    text = (ROOT / f"presets/{preset}.yaml").read_text()
+    found = re.search(rf"^  {name}: # (.*)$", text, re.M)
+    assert found, name
+    return found[1]
+
+
+def test_table_1_has_every_method_on_what_the_paper_trains_them_on() -> None:
+    loaded, paper = load("table1").plain(), load("cifar10-paper").plain()
+    assert {k: v for k, v in loaded.items() if k not in ("run", "methods")} == {
+        k: v for k, v in paper.items() if k not in ("run", "methods")
+    }
+    assert {block["strategy"] for block in loaded["methods"].values()} == set(methods.names())
+    for name in ("spos", "fairnas", "sumnas-k4"):
+        assert loaded["methods"][name] == paper["methods"][name]
+    assert loaded["run"] == {**paper["run"], "methods": list(loaded["methods"])}
+    assert loaded["space"] | {"affine": True} == loaded["space"] and loaded["space"]["channels"] == 16
+
+
+def test_table_1_says_what_each_training_costs() -> None:
+    loaded = load("table1")
+    for name in loaded.methods:
+        count, _ = passes("table1", name)
+        assert re.search(rf"= {count:,}\b", told("table1", name)), (name, count)
+        pages = (ROOT / "docs/reproduction.md").read_text()
+        assert re.search(rf"^\| `{name}` .*\b{count:,}\b", pages, re.M), (name, count)
+
+
+def test_the_methods_of_table1_cpu_see_equally_many_images() -> None:
+    loaded = load("table1-cpu")
+    assert {block.strategy for block in loaded.methods.values()} == set(methods.names())
+    for name in loaded.methods:
+        _, images = passes("table1-cpu", name)
+        assert 11.8e6 < images < 12.01e6, (name, images)
+        millions = [float(value) for value in re.findall(r"= (\d+\.\d+) million", told("table1-cpu", name))]
+        assert sum(millions) == pytest.approx(images / 1e6, abs=0.01), name
+    own = load("cifar10-cpu").plain()
+    same = {k: v for k, v in loaded.plain().items() if k not in ("run", "methods")}
+    assert same == {k: v for k, v in own.items() if k not in ("run", "methods")}
