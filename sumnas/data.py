@@ -133,7 +133,7 @@ def load(folder: Path, device: torch.device | str = "cpu", workers: int = 0) -> 
 
 def check_fits(prepared: Prepared, space: Space) -> None:
     """UserError where the space's networks take other images or give other classes than the data has."""
-    settings = space.settings  # type: ignore[attr-defined]
+    settings = space.settings
     _, height, width, channels = prepared.images["train"].shape
     if height != width:
         raise UserError(f"the prepared data has images of {height}x{width} pixels: the networks take square ones")

@@ -81,9 +81,11 @@ class Costs:
 class Space(ABC):
     """A search space: `layers` choice layers with the same `candidates`, strings, costs and networks.
 
-    Subclasses give the networks; everything here follows from them.
+    Subclasses give the networks; everything here follows from them. `settings` is the validated `space` block; it has
+    image_size (height and width), image_channels and classes, which the data must fit.
     """
 
+    settings: Any
     layers: int
     candidates: tuple[str, ...]
 
