@@ -3,20 +3,22 @@
     python benchmarks/cifar10_cpu.py references    # every architecture of the pool with every seed: about 1 min each
     python benchmarks/cifar10_cpu.py table         # their means as one table, once all are there
     python benchmarks/cifar10_cpu.py run fairnas-0 # one supernet: trained, recalibrated, ranked against that table
-    python benchmarks/cifar10_cpu.py run sumnas-k2-reuse-0 # a trial: one of these with a setting of cifar10_trials.yaml
     python benchmarks/cifar10_report.py            # the report of all that
+
+    python benchmarks/cifar10_cpu.py run gdas-0 --preset table1-cpu      # another preset on the same references
+    python benchmarks/cifar10_cpu.py memory gdas-0 --preset table1-cpu   # its memory, where a run has not noted it
+    python -m benchmarks.table1_report                                   # the report of these
 
 The settings are presets/cifar10-cpu.yaml, the images data/raw/cifar10_16x16.npz; params.yaml and results/ of this clone
 are not touched: stages run in a folder of their own. Each piece is written when it is whole, with its time beside it,
-and the next call goes on from there.
+and the next call goes on from there. A run of a method with an architecture of its own also trains that one alone, as
+the references were.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
-import operator
 import os
 import platform
 import shutil
@@ -36,9 +38,14 @@ from sumnas.machine import cpu_model
 from sumnas.spaces import base
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "docs/results/cifar10-cpu"
-PRESET = ROOT / "presets/cifar10-cpu.yaml"
-TRIALS = ROOT / "benchmarks/cifar10_trials.yaml"
+OWN = "cifar10-cpu"
+"""The preset whose references all runs are ranked against."""
+RESULTS = ROOT / "docs/results" / OWN
+PRESET = ROOT / f"presets/{OWN}.yaml"
+SHARED = ("data", "space", "benchmark", "sampling", "calibration", "evaluation")
+"""What another preset must have in common with it."""
+CHOICE = "own_choice.csv"
+"""Beside a run's results: accuracies of the method's own choice, trained alone with every seed of the references."""
 ROWS, TIMES, TABLE = RESULTS / "references.csv", RESULTS / "references_seconds.csv", RESULTS / "benchmark.csv"
 KEPT = ("supernet/{run}/history.csv", "ranking/{run}/predictions.csv", "ranking/{run}/metrics.json",
         "ranking/{run}/scatter.svg")  # fmt: skip
@@ -95,58 +102,82 @@ def write_table() -> None:
     )
 
 
-def with_trial(text: dict[str, Any], method: str) -> dict[str, Any]:
-    """Return the preset with the settings of the trial called `method`, and its method under that name."""
-    trial = yaml.safe_load(TRIALS.read_text(encoding="utf-8")).get(method)
-    if method not in text["methods"] and trial:
-        for dotted, value in trial["changes"].items():
-            *blocks, key = dotted.split(".")
-            functools.reduce(operator.getitem, blocks, text)[key] = value
-        text["methods"][method] = text["methods"][trial["method"]]
-    return text
-
-
-def run(name: str, work: Path, trained: Path | None) -> None:
-    """Train, recalibrate and rank one supernet in a folder of its own, and keep its small files.
-
-    `trained`: take the weights from that run's folder; for trials that change nothing of the training.
-    """
+def project(work: Path, preset: str) -> tuple[Path, dict[str, Any]]:
+    """Make the folder that stages run in, and return it with the preset's settings on the trained references."""
     folder = work / "project"
     for part in ("sumnas", "workflow"):
         shutil.copytree(ROOT / part, folder / part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    method = name.rpartition("-")[0]
-    text = with_trial(yaml.safe_load(PRESET.read_text(encoding="utf-8")), method)
+    own, text = (yaml.safe_load((ROOT / f"presets/{name}.yaml").read_text(encoding="utf-8")) for name in (OWN, preset))
+    if different := [block for block in SHARED if text[block] != own[block]]:
+        raise SystemExit(
+            f"presets/{preset}.yaml: block {different[0]} is not that of {OWN}, so its references do not fit"
+        )
     text["data"]["path"] = str(ROOT / text["data"]["path"])
     seeds = [f"{table.PER_SEED}{seed}" for seed in text["benchmark"]["pool"]["seeds"]]
     text["benchmark"] |= {"source": "table", "table": {"path": str(TABLE), "seeds": seeds}}
+    return folder, text
+
+
+def call(folder: Path, text: dict[str, Any], name: str, *stages: str) -> None:
+    """Run stages for one run in the folder, with these settings."""
     files.write_text(folder / "params.yaml", yaml.safe_dump(text, sort_keys=False))
-    began = time.monotonic()
-    for stage, arguments in (
-        ("prepare_data", ()), ("build_benchmark", ()), ("build_further", ()), ("sample_architectures", ()),
-        ("describe_method", ("--method", method)), ("train_supernet", ("--run", name)),
-        ("recalibrate_bn", ("--run", name)), ("rank", ("--run", name)),
-    ):  # fmt: skip
-        if stage == "build_benchmark":
-            files.write_csv(folder / "results/benchmark/shards/0.csv", pool.COLUMNS, [])
-        if stage == "train_supernet" and trained is not None:
-            adopt(trained, folder / "results/supernet" / name)
-            continue
+    of_run = {"train_supernet", "recalibrate_bn", "rank"}
+    for stage in stages:
+        arguments = ("--run", name) if stage in of_run else ()
+        if stage == "describe_method":
+            arguments = ("--method", name.rpartition("-")[0])
         subprocess.run([sys.executable, "-m", f"workflow.{stage}", *arguments], cwd=folder, check=True,
                        env={**os.environ, "PYTHONPATH": str(folder), "SUMNAS_TRACKING": "off"})  # fmt: skip
+
+
+def run(name: str, work: Path, preset: str) -> None:
+    """Train, recalibrate and rank one supernet in a folder of its own, and keep its small files."""
+    folder, text = project(work, preset)
+    kept, began = ROOT / "docs/results" / preset / name, time.monotonic()
+    files.write_csv(folder / "results/benchmark/shards/0.csv", pool.COLUMNS, [])
+    call(folder, text, name, "prepare_data", "build_benchmark", "build_further", "sample_architectures",
+         "describe_method", "train_supernet", "recalibrate_bn", "rank")  # fmt: skip
+    seconds = time.monotonic() - began
     for template in KEPT:
         source = folder / "results" / template.format(run=name)
-        target = RESULTS / name / source.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        kept.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, kept / source.name)
     train = files.read_json(folder / f"results/supernet/{name}/run.json")
-    note(RESULTS / name / "run.json", f"run {name}", time.monotonic() - began, train_seconds=train["seconds"])
-    print(json.dumps(files.read_json(RESULTS / name / "metrics.json")["kendall_tau"]))
+    note(kept / "run.json", f"run {name}{option(preset)}", seconds, train_seconds=train["seconds"],
+         train_peak_memory_mb=train["peak_memory_mb"])  # fmt: skip
+    metrics = files.read_json(kept / "metrics.json")
+    if (derived := metrics.get("derived_architecture")) is not None:
+        train_choice(derived, kept / CHOICE, work)
+    print(json.dumps(metrics["kendall_tau"]))
 
 
-def adopt(trained: Path, target: Path) -> None:
-    """Copy the trained supernet of a run whose folder is `trained`."""
-    (source,) = (trained / "project/results/supernet").iterdir()
-    shutil.copytree(source, target, dirs_exist_ok=True)
+def train_choice(architecture: str, path: Path, work: Path) -> None:
+    """Train a method's own choice alone, with the recipe and every seed of the references."""
+    import torch
+
+    settings = params.load(PRESET)
+    torch.set_num_threads(settings.run.threads)
+    space = base.build(settings.space)
+    images = prepared(work / "prepared", settings)
+    files.write_csv(
+        path, pool.COLUMNS, pool.train_share(space, [space.decode(architecture)], images, settings.benchmark.pool)
+    )
+
+
+def memory(name: str, work: Path, preset: str) -> None:
+    """Note the memory of a training in the run's file, from one epoch of it: more are no larger."""
+    folder, text = project(work / "memory", preset)
+    text["methods"][name.rpartition("-")[0]]["epochs"] = 1
+    call(folder, text, name, "prepare_data", "describe_method", "train_supernet")
+    found = files.read_json(folder / f"results/supernet/{name}/run.json")["peak_memory_mb"]
+    path = ROOT / "docs/results" / preset / name / "run.json"
+    files.write_json(path, {**files.read_json(path), "train_peak_memory_mb": found})
+    print(f"{path}: {found} MB")
+
+
+def option(preset: str) -> str:
+    """Return how a preset is named on the command line."""
+    return "" if preset == OWN else f" --preset {preset}"
 
 
 def note(path: Path, command: str, seconds: float, **more: object) -> None:
@@ -162,21 +193,24 @@ def note(path: Path, command: str, seconds: float, **more: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("piece", choices=("references", "table", "run"))
+    parser.add_argument("piece", choices=("references", "table", "run", "memory"))
     parser.add_argument("name", nargs="?", help="of a run, such as fairnas-0")
-    parser.add_argument(
-        "--work", type=Path, default=Path.home() / ".cache/sumnas/cifar10-cpu", help="folder to work in"
-    )
-    parser.add_argument("--trained", type=Path, help="run: folder of a run whose trained supernet is to be taken")
+    parser.add_argument("--preset", default=OWN, help="run, memory: a file of presets/ on the same references")
+    parser.add_argument("--work", type=Path, help="folder to work in")
     parser.add_argument("--minutes", type=float, default=1e6, help="references: begin no network after that time")
     parser.add_argument("--seed", type=int, help="references: only this seed, so that two processes can share the work")
     arguments = parser.parse_args()
-    if arguments.piece == "references":
-        references(arguments.work, 60 * arguments.minutes, arguments.seed)
-    elif arguments.piece == "table":
-        write_table()
+    work: Path = arguments.work or Path.home() / ".cache/sumnas" / arguments.preset
+    if arguments.piece in ("run", "memory"):
+        if arguments.name is None:
+            parser.error(f"{arguments.piece}: which run? such as fairnas-0")
+        (run if arguments.piece == "run" else memory)(arguments.name, work, arguments.preset)
+    elif arguments.preset != OWN:
+        parser.error(f"{arguments.piece}: every preset takes the references of {OWN}")
+    elif arguments.piece == "references":
+        references(work, 60 * arguments.minutes, arguments.seed)
     else:
-        run(arguments.name, arguments.work, arguments.trained)
+        write_table()
 
 
 if __name__ == "__main__":
