@@ -59,7 +59,7 @@ def runs_of(root: Path, preset: Params) -> list[Run]:
     other = params.load(root / f"presets/{SHARED}.yaml")
     found = []
     for method in preset.methods:
-        same = other.methods.get(method) == preset.methods[method] and other.supernet == preset.supernet
+        same = other.methods.get(method) == preset.methods[method] and trained_alike(other, preset)
         for folder in [FOLDER / PRESET] + [FOLDER / SHARED] * same:
             runs = [Run(path.parent) for path in (root / folder).glob(f"{method}-*/metrics.json")]
             runs = [run for run in runs if run.method == method]
@@ -67,6 +67,12 @@ def runs_of(root: Path, preset: Params) -> list[Run]:
                 found += sorted(runs, key=lambda run: run.seed)
                 break
     return found
+
+
+def trained_alike(one: Params, other: Params) -> bool:
+    """Whether supernets of both are trained in the same way; probes only look at them."""
+    alike = {"probes": 0, "probe_every": 1}
+    return bool(one.supernet.model_copy(update=alike) == other.supernet.model_copy(update=alike))
 
 
 def full_scale(runs: Sequence[Run], path: Path, architecture: str) -> dict[str, Any]:

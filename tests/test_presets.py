@@ -127,5 +127,6 @@ def test_the_methods_of_table1_cpu_see_equally_many_images() -> None:
         millions = [float(value) for value in re.findall(r"= (\d+\.\d+) million", told("table1-cpu", name))]
         assert sum(millions) == pytest.approx(images / 1e6, abs=0.01), name
     own = load("cifar10-cpu").plain()
+    own["supernet"]["probe_every"] = 15  # changes no weight
     same = {k: v for k, v in loaded.plain().items() if k not in ("run", "methods")}
     assert same == {k: v for k, v in own.items() if k not in ("run", "methods")}
