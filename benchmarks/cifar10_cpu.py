@@ -12,7 +12,7 @@
 The settings are presets/cifar10-cpu.yaml, the images data/raw/cifar10_16x16.npz; params.yaml and results/ of this clone
 are not touched: stages run in a folder of their own. Each piece is written when it is whole, with its time beside it,
 and the next call goes on from there. A run of a method with an architecture of its own also trains that one alone, as
-the references were.
+the references were, unless it is one of them.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ def run(name: str, work: Path, preset: str) -> None:
     note(kept / "run.json", f"run {name}{option(preset)}", seconds, train_seconds=train["seconds"],
          train_peak_memory_mb=train["peak_memory_mb"])  # fmt: skip
     metrics = files.read_json(kept / "metrics.json")
-    if (derived := metrics.get("derived_architecture")) is not None:
+    derived = metrics.get("derived_architecture")
+    if derived is not None and metrics["derived_accuracy"] is None:  # else it is one of the references
         train_choice(derived, kept / CHOICE, work)
     print(json.dumps(metrics["kendall_tau"]))
 

@@ -42,10 +42,10 @@ def root(tmp_path: Path) -> Path:
     shutil.copytree(SOURCE / "sumnas-k4-0", tmp_path / "docs/results/cifar10-cpu/sumnas-k4-0")
     shutil.copytree(SOURCE / "fairnas-0", tmp_path / "docs/results/cifar10-cpu/fairnas-0")  # not of this preset
     rows = list(csv.DictReader((SOURCE / "spos-0/predictions.csv").read_text().splitlines()))
-    derived = {"derived_architecture": rows[3]["architecture"]}
+    derived = {"derived_architecture": rows[3]["architecture"], "derived_accuracy": None}
     gdas = made_up(tmp_path, "gdas", "spos-0", metrics=derived, run={"train_peak_memory_mb": 612})
     files.write_csv(gdas / "own_choice.csv", ["accuracy"], [{"accuracy": 60.0}, {"accuracy": 61.0}])
-    made_up(tmp_path, "cream", "fairnas-0")
+    made_up(tmp_path, "cream", "fairnas-0", metrics={**derived, "derived_accuracy": 57.25})  # one of the references
     wpl = made_up(tmp_path, "spos-wpl", "spos-0")
     turned = [{**row, "predicted": 100 - float(row["predicted"])} for row in rows]
     files.write_csv(wpl / "predictions.csv", list(rows[0]), turned)
@@ -68,7 +68,7 @@ def test_the_table_has_what_the_runs_files_have(root: Path) -> None:
     gdas = cells(text, "gdas")
     assert gdas[2] == f"{tau:.3f}" and gdas[4] == "0.2231"
     assert gdas[5] == f"{float(best['reference']):.2f}" and gdas[6] == "60.50"
-    assert gdas[10] == "612" and cells(text, "cream")[10] == "not noted" and cells(text, "cream")[6] == ""
+    assert gdas[10] == "612" and cells(text, "cream")[10] == "not noted" and cells(text, "cream")[6] == "57.25"
     history = list(csv.DictReader((SOURCE / "sumnas-k4-0/history.csv").read_text().splitlines()))
     assert cells(text, "sumnas-k4")[7:9] == ["12.00", f"{int(history[-1]['passes']):,}"]
 
@@ -96,7 +96,8 @@ def test_ranks_against_every_published_column(root: Path, tmp_path: Path) -> Non
     assert tau == pytest.approx(own.metrics["kendall_tau"])
     assert found["taus"]["imagenet16_test_acc"]["gdas-0"]["kendall_tau"] == pytest.approx(-tau)
     assert found["taus"]["cifar100_test_acc"]["macs"]["kendall_tau"] == pytest.approx(1)
-    assert found["choices"] == {"gdas-0": {key: float(published[3][key]) for key in table1_report.COLUMNS}}
+    there = {key: float(published[3][key]) for key in table1_report.COLUMNS}
+    assert found["choices"] == {"gdas-0": there, "cream-0": there}
     line = cells(table1_report.against(runs, found), "gdas")
     assert line[1].startswith(f"{tau:.3f} [") and line[3].startswith(f"{-tau:.3f} [")
     assert line[4] == " / ".join(f"{float(published[3][key]):.2f}" for key in table1_report.COLUMNS)
