@@ -3,6 +3,7 @@
     python benchmarks/cifar10_cpu.py references    # every architecture of the pool with every seed: about 1 min each
     python benchmarks/cifar10_cpu.py table         # their means as one table, once all are there
     python benchmarks/cifar10_cpu.py run fairnas-0 # one supernet: trained, recalibrated, ranked against that table
+    python benchmarks/cifar10_cpu.py run sumnas-k2-reuse-0 # a trial: one of these with a setting of cifar10_trials.yaml
     python benchmarks/cifar10_report.py            # the report of all that
 
     python benchmarks/cifar10_cpu.py run gdas-0 --preset table1-cpu      # another preset on the same references
@@ -18,7 +19,9 @@ the references were, unless it is one of them.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import operator
 import os
 import platform
 import shutil
@@ -38,6 +41,7 @@ from sumnas.machine import cpu_model
 from sumnas.spaces import base
 
 ROOT = Path(__file__).resolve().parents[1]
+TRIALS = ROOT / "benchmarks/cifar10_trials.yaml"
 OWN = "cifar10-cpu"
 """The preset whose references all runs are ranked against."""
 RESULTS = ROOT / "docs/results" / OWN
@@ -118,6 +122,17 @@ def project(work: Path, preset: str) -> tuple[Path, dict[str, Any]]:
     return folder, text
 
 
+def with_trial(text: dict[str, Any], method: str) -> dict[str, Any]:
+    """Return the preset with the settings of the trial called `method`, and its method under that name."""
+    trial = yaml.safe_load(TRIALS.read_text(encoding="utf-8")).get(method)
+    if method not in text["methods"] and trial:
+        for dotted, value in trial["changes"].items():
+            *blocks, key = dotted.split(".")
+            functools.reduce(operator.getitem, blocks, text)[key] = value
+        text["methods"][method] = text["methods"][trial["method"]]
+    return text
+
+
 def call(folder: Path, text: dict[str, Any], name: str, *stages: str) -> None:
     """Run stages for one run in the folder, with these settings."""
     files.write_text(folder / "params.yaml", yaml.safe_dump(text, sort_keys=False))
@@ -130,13 +145,21 @@ def call(folder: Path, text: dict[str, Any], name: str, *stages: str) -> None:
                        env={**os.environ, "PYTHONPATH": str(folder), "SUMNAS_TRACKING": "off"})  # fmt: skip
 
 
-def run(name: str, work: Path, preset: str) -> None:
-    """Train, recalibrate and rank one supernet in a folder of its own, and keep its small files."""
+def run(name: str, work: Path, preset: str, trained: Path | None) -> None:
+    """Train, recalibrate and rank one supernet in a folder of its own, and keep its small files.
+
+    `trained`: take the supernet from that run's folder; for trials that change nothing of the training.
+    """
     folder, text = project(work, preset)
+    text = with_trial(text, name.rpartition("-")[0])
     kept, began = ROOT / "docs/results" / preset / name, time.monotonic()
     files.write_csv(folder / "results/benchmark/shards/0.csv", pool.COLUMNS, [])
     call(folder, text, name, "prepare_data", "build_benchmark", "build_further", "sample_architectures",
-         "describe_method", "train_supernet", "recalibrate_bn", "rank")  # fmt: skip
+         "describe_method", *(["train_supernet"] if trained is None else []))  # fmt: skip
+    if trained is not None:
+        (source,) = (trained / "project/results/supernet").iterdir()
+        shutil.copytree(source, folder / "results/supernet" / name, dirs_exist_ok=True)
+    call(folder, text, name, "recalibrate_bn", "rank")
     seconds = time.monotonic() - began
     for template in KEPT:
         source = folder / "results" / template.format(run=name)
@@ -198,6 +221,7 @@ def main() -> None:
     parser.add_argument("name", nargs="?", help="of a run, such as fairnas-0")
     parser.add_argument("--preset", default=OWN, help="run, memory: a file of presets/ on the same references")
     parser.add_argument("--work", type=Path, help="folder to work in")
+    parser.add_argument("--trained", type=Path, help="run: folder of a run whose trained supernet is to be taken")
     parser.add_argument("--minutes", type=float, default=1e6, help="references: begin no network after that time")
     parser.add_argument("--seed", type=int, help="references: only this seed, so that two processes can share the work")
     arguments = parser.parse_args()
@@ -205,7 +229,10 @@ def main() -> None:
     if arguments.piece in ("run", "memory"):
         if arguments.name is None:
             parser.error(f"{arguments.piece}: which run? such as fairnas-0")
-        (run if arguments.piece == "run" else memory)(arguments.name, work, arguments.preset)
+        if arguments.piece == "run":
+            run(arguments.name, work, arguments.preset, arguments.trained)
+        else:
+            memory(arguments.name, work, arguments.preset)
     elif arguments.preset != OWN:
         parser.error(f"{arguments.piece}: every preset takes the references of {OWN}")
     elif arguments.piece == "references":

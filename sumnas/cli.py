@@ -127,7 +127,7 @@ def import_benchmark(output: Path, settings: Path) -> None:
     imported = importers.read(loaded.benchmark, space, on_done)
     if loaded.benchmark.costs:
         importers.add_costs(imported, loaded.benchmark.costs, space)
-    table.write(output, space, imported.accuracies, imported.costs, importers.further(loaded.benchmark, space))
+    table.write(output, space, imported.accuracies, imported.costs)
     absence = f"; {imported.absence()}" if imported.absent else ""
     click.echo(f"{len(imported.accuracies)} architectures{absence} -> {output}")
 

@@ -11,7 +11,7 @@ from sumnas.benchmark import nasbench201_pth, nats
 from sumnas.benchmark.official import Imported
 from sumnas.benchmark.settings import BenchmarkSettings, CostFileSettings, FurtherSettings, TableSettings
 from sumnas.errors import UserError
-from sumnas.spaces.base import Architecture, Space
+from sumnas.spaces.base import Space
 
 
 def read(
@@ -31,15 +31,6 @@ def read(
     if settings.source == "table" and settings.table:
         return from_csv(settings.table, space)
     raise ValueError(f"nothing to read from source {settings.source!r}")
-
-
-def further(settings: BenchmarkSettings, space: Space) -> dict[str, dict[Architecture, float]]:
-    """Return the means over the seeds of every further true accuracy that `benchmark.further` names."""
-    found = {}
-    for name, source in settings.further.items():
-        read_accuracies = read(source, space).accuracies
-        found[name] = {a: sum(by_seed.values()) / len(by_seed) for a, by_seed in read_accuracies.items()}
-    return found
 
 
 def from_csv(settings: TableSettings, space: Space) -> Imported:
