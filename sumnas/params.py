@@ -261,6 +261,11 @@ def _combinations(params: Params) -> list[str]:
         values = getattr(run, key)
         if len(set(values)) < len(values):
             problems.append(f"run.{key} = {values}: names one twice")
+    if params.supernet.engine == "lockstep":
+        for name in run.methods:
+            block = params.methods.get(name)
+            if block and (why := methods.module_of(block.strategy).METHOD.no_lockstep(block)) is not None:
+                problems.append(f"supernet.engine = 'lockstep': methods.{name}: {why}; set supernet.engine: auto")
     if run.shards != list(range(len(run.shards))):
         problems.append(f"run.shards = {run.shards}: must count from 0, such as {list(range(len(run.shards)))}")
     if params.data.validation + params.data.test >= 1:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +16,7 @@ from sumnas import seeding
 from sumnas.augmentation import Augmentation
 from sumnas.data import Batch, Batches, Prepared
 from sumnas.errors import UserError
-from sumnas.methods.base import Method, Pass, module_of
+from sumnas.methods.base import Engine, Method, Pass, module_of
 from sumnas.spaces.base import Architecture, Supernet
 
 Row = dict[str, Any]
@@ -33,6 +33,9 @@ class SupernetSettings(BaseModel):
     epochs: int = Field(ge=1, description="an epoch is floor(images / batch size) rounds of every method")
     batch_size: int = Field(ge=2)
     augmentation: Augmentation
+    engine: Literal[Engine, "auto"] = Field(
+        "auto", description="paths of a strictly fair round one by one or all at once; auto: at once on a GPU"
+    )
     probes: int = Field(0, ge=0, description="fixed sub-models whose loss is followed over the training (figure 3)")
     probe_every: int = Field(1, ge=1, description="epochs between two looks at the probes")
 
@@ -85,6 +88,7 @@ def assemble(
     """Return the method that a block of `methods` describes, its training batches and its held-out stream."""
     strategy: str = method_settings.strategy  # type: ignore[attr-defined]
     method: Method = module_of(strategy).METHOD(supernet, method_settings, 1, seed)
+    method.use(settings.engine)
     batches, heldout = batches_for(method, data, settings, seed)
     # The method says what a step takes, which says how many steps there are: only now can it be told.
     method.total_steps = epochs_of(method_settings, settings) * batches.steps

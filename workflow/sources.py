@@ -40,6 +40,7 @@ OBSERVERS = frozenset(
         "sumnas/__init__.py",
         "sumnas/benchmark/__init__.py",
         "sumnas/datasets/__init__.py",
+        "sumnas/lockstep/__init__.py",
         "sumnas/methods/__init__.py",
         "sumnas/spaces/__init__.py",
         "workflow/__init__.py",

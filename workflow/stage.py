@@ -41,6 +41,8 @@ class Job:
     tracker: Tracker = field(default_factory=Tracker)
     workers: int = 0
     """run.workers, which no stage declares: it changes no result, and so may not rerun anything."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """What a stage adds to its run.json: what it chose because of the machine."""
 
     def path(self, template: str, **names: object) -> Path:
         """Return the path of one of this job's files; `names` replace the job's own."""
@@ -230,5 +232,6 @@ def _write_run_file(job: Job, started: float) -> None:
             "python": platform.python_version(),
             "torch": getattr(torch, "__version__", None),
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            **job.facts,
         },
     )

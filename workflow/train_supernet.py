@@ -28,6 +28,7 @@ def main(job: Job) -> str:
         supernet = space.supernet()
     supernet.to(device=job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     method, batches, heldout = training.assemble(supernet, prepared, settings, method_settings, job.seed)
+    job.facts["engine"] = method.engine
     progress = training.Progress()
     epochs = training.epochs_of(method_settings, settings)
     bar = Progress(f"train_supernet {job.names['run']}", epochs * batches.steps)

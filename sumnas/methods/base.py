@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ class GradientSettings(MethodSettings):
     weight_decay: float = Field(4e-5, ge=0)
 
 
+Engine = Literal["sequential", "lockstep"]
+"""How a step runs its paths: one after another, or all of a strictly fair round at once."""
+
 Rounds = Sequence[Sequence[Batch]]
 """The training batches of one step: a list of rounds, each with one batch per stream."""
 
@@ -56,7 +59,12 @@ class Method(ABC):
     one batch) that a step costs, for comparisons at equal compute. `passes` are those of the last step, so that it can
     be said where a loss went wrong; they stay empty where a step runs no single sub-model. A subclass lives in a module
     of its strategy's name beside a pydantic model `Settings`.
+
+    With `lockstep` it has a second form of its step, which runs all paths of a strictly fair round at once and does the
+    same up to rounding; its random stream, weights and state are the same, so that a training can go on in the other.
     """
+
+    lockstep: bool = False
 
     streams: int = 1
     rounds: int = 1
@@ -74,6 +82,29 @@ class Method(ABC):
         self.passes: list[Pass] = []
         self.layers = len(supernet.choices)
         self.candidates = len(supernet.choices[0])
+        self.engine: Engine = "sequential"
+
+    @classmethod
+    def no_lockstep(cls, settings: Any) -> str | None:
+        """Say why there is no lockstep step with these settings and what to do; None where there is one."""
+        if cls.lockstep:
+            return None
+        having = [name for name in names() if module_of(name).METHOD.lockstep]
+        return f"strategy {settings.strategy!r} runs no strictly fair rounds; these do: {', '.join(having)}"
+
+    def use(self, engine: Literal[Engine, "auto"]) -> None:
+        """Take an engine; `auto` is lockstep on a GPU where there is such a step, else sequential.
+
+        UserError where lockstep is asked for and there is none.
+        """
+        why = self.no_lockstep(self.settings)
+        if why is None and type(self.supernet).lockstep is Supernet.lockstep:
+            why = "this space has no lockstep form"
+        if engine == "auto":
+            engine = "lockstep" if why is None and self.supernet.shared[0].is_cuda else "sequential"
+        elif engine == "lockstep" and why is not None:
+            raise UserError(f"supernet.engine = 'lockstep': {why}; set supernet.engine: auto")
+        self.engine = engine
 
     @property
     def progress(self) -> float:

@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from sumnas.data import Batch
-from sumnas.methods.base import GradientMethod, GradientSettings, Rounds
+from sumnas.lockstep.descent import JointGradient
+from sumnas.methods.base import Engine, GradientMethod, GradientSettings, Rounds
 from sumnas.paths import strictly_fair_paths
 from sumnas.spaces.base import Supernet
 
@@ -28,11 +29,18 @@ class FairNAS(GradientMethod):
     """Equal to SUMNAS with one adaptation step at learning rate outer x inner, where weight decay is 0."""
 
     settings: Settings
+    lockstep = True
 
     def __init__(self, supernet: Supernet, settings: Settings, total_steps: int, seed: int) -> None:
         super().__init__(supernet, settings, total_steps, seed)
+        self.joint: JointGradient | None = None
         self.rounds = settings.rounds
         self.passes_per_step = settings.rounds * self.candidates
+
+    def use(self, engine: Literal[Engine, "auto"]) -> None:
+        """Prepare the gradient of a whole round where that is asked for."""
+        super().use(engine)
+        self.joint = JointGradient(self.supernet) if self.engine == "lockstep" else None
 
     def step(self, batches: Rounds, heldout: Sequence[Batch] = ()) -> Mapping[str, Tensor | float]:
         """Take one SGD step over all m paths; report the mean loss and the rate."""
@@ -44,11 +52,18 @@ class FairNAS(GradientMethod):
         self.optimizer.zero_grad(set_to_none=False)
         weight = 1 / len(batches) if self.settings.round_reduction == "mean" else 1.0
         self.passes = []
-        for ((images, labels),) in batches:
+        for (batch,) in batches:
+            paths = strictly_fair_paths(self.layers, self.candidates, self.rng)
+            if self.joint is not None:
+                losses, gradients = self.joint(paths, batch)
+                self.passes += zip(paths, losses.clone().unbind(), strict=True)
+                torch._foreach_add_([p.grad for p in self.supernet.parameters()], gradients, alpha=weight)  # type: ignore[misc]
+                continue
+            images, labels = batch
             # The stem runs once for all paths: forward, and backward from the sum of what they ask of it.
             common = self.supernet.common(images)
             leaf = common.detach().requires_grad_(common.requires_grad)
-            for path in strictly_fair_paths(self.layers, self.candidates, self.rng):
+            for path in paths:
                 loss = F.cross_entropy(self.supernet.rest(leaf, path), labels)
                 (loss * weight).backward()  # type: ignore[no-untyped-call]
                 self.passes.append((path, loss.detach()))

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sumnas.adaptation import Buffers, adapt
 from sumnas.data import Batch
-from sumnas.methods.base import Method, MethodSettings, Rounds
+from sumnas.lockstep.descent import Inner, JointAdaptation
+from sumnas.methods.base import Engine, Method, MethodSettings, Rounds
 from sumnas.paths import strictly_fair_paths
 from sumnas.schedules import Schedule, factor
 from sumnas.spaces.base import Supernet
@@ -52,6 +53,7 @@ class SUMNAS(Method):
     """
 
     settings: Settings
+    lockstep = True
 
     def __init__(self, supernet: Supernet, settings: Settings, total_steps: int, seed: int) -> None:
         super().__init__(supernet, settings, total_steps, seed)
@@ -60,6 +62,21 @@ class SUMNAS(Method):
         self.passes_per_step = settings.rounds * self.candidates * settings.adaptation_steps
         self.buffers: Buffers | None = {} if settings.momentum_buffer == "carry" else None
         self.outer_buffers: Buffers = {}
+        self.joint: JointAdaptation | None = None
+
+    @classmethod
+    def no_lockstep(cls, settings: Settings) -> str | None:
+        """A shared parameter's carried momentum goes from path to path: these have an order then."""
+        if settings.momentum_buffer == "carry" and settings.inner_momentum:
+            return "momentum_buffer: carry hands the momentum of shared weights from path to path"
+        return None
+
+    def use(self, engine: Literal[Engine, "auto"]) -> None:
+        """Prepare the adaptation of a whole round where that is asked for."""
+        super().use(engine)
+        s = self.settings
+        inner = Inner(s.adaptation_steps, s.inner_momentum, s.inner_weight_decay, s.clip_norm)
+        self.joint = JointAdaptation(self.supernet, inner) if self.engine == "lockstep" else None
 
     @property
     def inner_learning_rate(self) -> float:
@@ -75,18 +92,44 @@ class SUMNAS(Method):
 
     def step(self, batches: Rounds, heldout: Sequence[Batch] = ()) -> Mapping[str, Tensor | float]:
         """Take one outer step; report the mean inner loss, the rates, and the norm of the shared update."""
-        settings, supernet = self.settings, self.supernet
-        inner, outer = self.inner_learning_rate, self.outer_learning_rate
-        weight = 1.0
-        if settings.round_reduction == "mean":
-            weight /= settings.rounds
-        if settings.path_reduction == "mean":
+        inner, outer, weight = self.inner_learning_rate, self.outer_learning_rate, 1.0
+        if self.settings.round_reduction == "mean":
+            weight /= self.settings.rounds
+        if self.settings.path_reduction == "mean":
             weight /= self.candidates
+        self.passes = []
+        if self.joint is not None:
+            norm = self._step_together(self.joint, batches, inner, outer, weight)
+        else:
+            norm = self._step_in_turn(batches, inner, outer, weight)
+        self.done_steps += 1
+        return {"loss": self.mean_loss, "learning_rate": outer * inner, "shared_update_norm": norm}
+
+    def _step_together(
+        self, joint: JointAdaptation, batches: Rounds, inner: float, outer: float, weight: float
+    ) -> Tensor:
+        """Adapt all paths of a round at once; every difference waits for the last round."""
+        sums: list[Tensor] = []
+        for streams in batches:
+            paths = strictly_fair_paths(self.layers, self.candidates, self.rng)
+            losses, *differences = joint(paths, streams, inner)
+            self.passes += zip(paths, losses.clone().unbind(), strict=True)
+            if not sums:
+                sums = list(torch._foreach_mul(differences, weight))
+            else:
+                torch._foreach_add_(sums, differences, alpha=weight)
+        choices = joint.choices.parameters
+        with torch.no_grad():
+            norm = torch.nn.utils.get_total_norm(sums[len(choices) :]) * outer
+            self._outer_update([*choices, *self.supernet.shared], sums, outer)
+        return norm
+
+    def _step_in_turn(self, batches: Rounds, inner: float, outer: float, weight: float) -> Tensor:
+        settings, supernet = self.settings, self.supernet
         # With several rounds a choice parameter, too, is on several paths and has to wait for the last of them.
         waits = settings.rounds > 1
         shared_sum: list[Tensor] = [torch.zeros_like(p) for p in supernet.shared]
         choice_sum: dict[int, tuple[nn.Parameter, Tensor]] = {}
-        self.passes = []
         for streams in batches:
             inputs = streams if settings.batches == "fresh" else [streams[0]] * settings.adaptation_steps
             # All paths start from the same shared weights and the same batch, so the stem runs once for all.
@@ -117,8 +160,7 @@ class SUMNAS(Method):
                 self._outer_update([p for p, _ in pairs], [g for _, g in pairs], outer)
             norm = torch.nn.utils.get_total_norm(shared_sum) * outer
             self._outer_update(supernet.shared, shared_sum, outer)
-        self.done_steps += 1
-        return {"loss": self.mean_loss, "learning_rate": outer * inner, "shared_update_norm": norm}
+        return norm
 
     def _outer_update(
         self, parameters: Sequence[nn.Parameter], gradients: list[Tensor], rate: float, weight: float = 1.0

@@ -9,7 +9,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from sumnas.errors import UserError
+
+if TYPE_CHECKING:
+    from sumnas.lockstep.rounds import FairRound
 
 Architecture = tuple[int, ...]
 """One operator index per choice layer; also called a path, or a sub-model of the supernet."""
@@ -60,6 +63,15 @@ class Supernet(nn.Module):
         With `architecture` only its operators run, each still times its weight. A space may do without a mixture.
         """
         raise NotImplementedError(f"{type(self).__name__} has no mixture of its operators")
+
+    def lockstep(self, images: Tensor, fair: FairRound) -> Tensor:
+        """[N, C, H, W] images -> [m, N, classes] logits of the m paths of a strictly fair round, all at once.
+
+        Every operator of every layer runs once, on the path that `fair` says, and nothing depends on the paths but
+        index tensors: edges that lead nowhere or come from nowhere run too. A space may do without; methods then go
+        path by path.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no lockstep form")
 
     def macs(self, architecture: Architecture) -> float:
         """Multiply-adds of the sub-model as a stand-alone network, in millions (see `Space.macs`)."""

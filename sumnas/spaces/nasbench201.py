@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from functools import cached_property, lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,12 @@ from sumnas.spaces import costs
 from sumnas.spaces.base import Architecture, Costs, Space, Supernet
 from sumnas.spaces.layers import AveragePool, Identity, ReLUConvBN, ResidualBlock, Zero
 
+if TYPE_CHECKING:
+    from sumnas.lockstep.rounds import FairRound, Wiring
+
 OPERATORS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 NONE, SKIP, CONV1, CONV3, POOL = range(5)
+SOMETHING = (SKIP, CONV1, CONV3, POOL)
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 """(source node, target node) in the order of the official strings; node 0 is the cell's input, node 3 its output."""
 
@@ -120,6 +124,34 @@ class Cell(nn.Module):
         out = nodes[3]
         return torch.zeros_like(x) if out is None else out
 
+    def lockstep(self, x: Tensor, takes: Sequence[Wiring], puts: Sequence[Wiring]) -> Tensor:
+        """[m, N, C, H, W] -> the same shape, all paths of a round; see `wirings`."""
+        given: list[list[Tensor]] = [[], [], [], []]
+        for source, wiring in enumerate(takes):
+            slices = iter(wiring.take(puts[source - 1].put(given[source]) if source else x))
+            for edge in leaving(source):
+                target = given[EDGES[edge][1]]
+                for operator in SOMETHING:
+                    value = next(slices)
+                    target.append(value if operator == SKIP else self.operators[edge][operator](value))
+        return puts[2].put(given[3])
+
+
+def leaving(node: int) -> list[int]:
+    """Return the edges out of a node, in the order of their targets."""
+    return [edge for edge, (source, _) in enumerate(EDGES) if source == node]
+
+
+def entering(node: int) -> list[int]:
+    """Return the edges into a node, in the order of their sources."""
+    return [edge for edge, (_, target) in enumerate(EDGES) if target == node]
+
+
+def wirings(fair: FairRound) -> tuple[list[Wiring], list[Wiring]]:
+    """Return what every cell of a round takes from nodes 0, 1, 2 and puts into nodes 1, 2, 3."""
+    takes = [fair.wiring(leaving(node), SOMETHING) for node in (0, 1, 2)]
+    return takes, [fair.wiring(entering(node), SOMETHING) for node in (1, 2, 3)]
+
 
 class Network(Supernet):
     """Stem, three stages of cells with two reductions between, head. A supernet, or one architecture's network.
@@ -176,6 +208,15 @@ class Network(Supernet):
         """Run every operator of every edge, or those of `architecture`, times [edges, operators] weights."""
         table = [row.unbind() for row in weights.unbind()]
         return self._run(self.stem(x), EVERY if architecture is None else plan(architecture), table)
+
+    def lockstep(self, images: Tensor, fair: FairRound) -> Tensor:
+        """Return the logits [m, N, classes] of all paths of a round."""
+        takes, puts = wirings(fair)
+        x = fair.first("stem", images)
+        for number, module in enumerate(self.body):
+            x = module.lockstep(x, takes, puts) if isinstance(module, Cell) else fair.shared(f"body.{number}", x)
+        x = F.relu(fair.shared("norm", x))
+        return fair.shared("classifier", x.mean((3, 4)))
 
     def macs(self, architecture: Architecture) -> float:
         """Multiply-adds of the sub-model as a stand-alone network, in millions."""

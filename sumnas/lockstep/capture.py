@@ -1,0 +1,63 @@
+"""A function of tensors that runs as one captured graph on a GPU, and as it is elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., list[Tensor]]
+Signature = tuple[tuple[torch.Size, torch.dtype], ...]
+
+WARM_UPS = 3
+"""Calls before a capture: libraries choose their algorithms and allocate in the first ones."""
+
+
+class Captured:
+    """`function(*tensors)` with tensors of the same shapes in every call; ValueError at another shape.
+
+    On a GPU the first call captures it as a CUDA graph and later calls copy their inputs and replay it: then the
+    results are overwritten by the next call. The function must not wait for the host nor branch on values, must leave the
+    tensors that it changes as they were (it is also called to warm up), and may read only tensors that stay where
+    they are. `captures` counts the graphs made: one, or something is wrong.
+    """
+
+    def __init__(self, function: Function, device: torch.device) -> None:
+        self.function, self.device = function, device
+        self.captures = 0
+        self._signature: Signature | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        """Return the function's results for these inputs, which may lie on the host."""
+        signature = tuple((x.shape, x.dtype) for x in inputs)
+        if self._signature is None:
+            self._signature = signature
+        elif signature != self._signature:
+            raise ValueError(f"a graph of constant shape got {signature}, and before {self._signature}")
+        if self.device.type != "cuda":
+            return self.function(*(x.to(self.device) for x in inputs))
+        if self._graph is None:
+            self._capture(inputs)
+        else:
+            for static, x in zip(self._inputs, inputs, strict=True):
+                static.copy_(x, non_blocking=True)
+        assert self._graph is not None
+        self._graph.replay()
+        return self._outputs
+
+    def _capture(self, inputs: Sequence[Tensor]) -> None:
+        self._inputs = [torch.empty_like(x, device=self.device).copy_(x) for x in inputs]
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                self.function(*self._inputs)
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._outputs = self.function(*self._inputs)
+        self.captures += 1
