@@ -18,8 +18,8 @@ class Captured:
     """`function(*tensors)` with tensors of the same shapes in every call; ValueError at another shape.
 
     On a GPU the first call captures it as a CUDA graph and later calls copy their inputs and replay it: then the
-    results are overwritten by the next call. The function must not wait for the host nor branch on values, must leave the
-    tensors that it changes as they were (it is also called to warm up), and may read only tensors that stay where
+    results are overwritten by the next call. The function must not wait for the host nor branch on values, must leave
+    the tensors that it changes as they were (it is also called to warm up), and may read only tensors that stay where
     they are. `captures` counts the graphs made: one, or something is wrong.
     """
 

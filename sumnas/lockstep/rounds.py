@@ -44,7 +44,7 @@ class Wiring:
         self.paths = torch.cat([places[layer, operator : operator + 1] for layer in layers for operator in active])
 
     def take(self, x: Tensor) -> tuple[Tensor, ...]:
-    """Which path each operator is on, for layers that all read one node (`take`) or all add to one (`put`).
+        """[m, N, ...] -> for every active operator of every layer the slice of its path, [N, ...] each."""
         taken: tuple[Tensor, ...] = _Take.apply(x, self.paths)
         return taken
 
