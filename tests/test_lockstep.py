@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor
 
-from sumnas import training
+from sumnas import params, training
 from sumnas.errors import UserError
 from sumnas.lockstep.descent import JointGradient
 from sumnas.methods import base, fairnas, sumnas
@@ -282,6 +284,23 @@ def test_a_method_without_a_lockstep_step_names_those_that_have_one() -> None:
     method.use("auto")
     with pytest.raises(UserError, match=r"supernet\.engine = 'lockstep': .*'spos'.*fairnas, sumnas"):
         method.use("lockstep")
+
+
+def test_settings_with_an_engine_that_a_method_has_not_are_refused(tmp_path: Path) -> None:
+    blocks = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
+    assert blocks["supernet"]["engine"] == "auto"
+    blocks["supernet"]["engine"] = "lockstep"
+    blocks["methods"]["sumnas-k4"]["momentum_buffer"] = "carry"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(blocks))
+    with pytest.raises(UserError) as failure:
+        params.load(tmp_path / "params.yaml")
+    lines = str(failure.value).splitlines()
+    assert len(lines) == 2 and all("supernet.engine = 'lockstep'" in line for line in lines)
+    assert "methods.spos" in lines[0] and "fairnas, sumnas" in lines[0] and "engine: auto" in lines[0]
+    assert "methods.sumnas-k4" in lines[1] and "momentum_buffer" in lines[1]
+    blocks["run"]["methods"] = ["fairnas", "sumnas-k2"]  # blocks that no run uses do no harm
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(blocks))
+    assert params.load(tmp_path / "params.yaml").supernet.engine == "lockstep"
 
 
 def test_carried_momentum_has_an_order_of_paths_and_no_lockstep_step() -> None:

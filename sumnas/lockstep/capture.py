@@ -58,6 +58,6 @@ class Captured:
                 self.function(*self._inputs)
         torch.cuda.current_stream(self.device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._outputs = self.function(*self._inputs)
         self.captures += 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.workflow.conftest import changed
 
@@ -202,3 +203,13 @@ def test_dvc_exp_run_with_other_settings(dvc_clone: Any) -> None:
     assert summary["methods"]["spos"]["seeds"] == [0, 1]
     assert summary["methods"]["spos"]["kendall_tau_std"] is not None
     assert "kendall_tau" in dvc_clone.run("dvc", "exp", "show", "--csv").stdout
+
+
+def test_a_training_notes_its_engine_beside_its_result(dvc_clone: Any) -> None:
+    records = {path.parent.name: path for path in (dvc_clone.folder / "results/supernet").glob("*/run.json")}
+    assert set(records) == set(RUNS)
+    for run, path in records.items():
+        auto = "lockstep" if torch.cuda.is_available() and run != "spos-0" else "sequential"
+        assert json.loads(path.read_text())["engine"] == auto
+    others = [*(dvc_clone.folder / "results/ranking").glob("*/run.json")]
+    assert others and all("engine" not in json.loads(path.read_text()) for path in others)
