@@ -25,6 +25,7 @@ class Captured:
 
     def __init__(self, function: Function, device: torch.device) -> None:
         self.function, self.device = function, device
+        self.graphs = device.type == "cuda"
         self.captures = 0
         self._signature: Signature | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -38,7 +39,7 @@ class Captured:
             self._signature = signature
         elif signature != self._signature:
             raise ValueError(f"a graph of constant shape got {signature}, and before {self._signature}")
-        if self.device.type != "cuda":
+        if not self.graphs:
             return self.function(*(x.to(self.device) for x in inputs))
         if self._graph is None:
             self._capture(inputs)
