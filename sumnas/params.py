@@ -235,6 +235,8 @@ def _validate(model: type[BaseModel], raw: Mapping[str, Any], key: str, problems
 def _fields(model: type[BaseModel], location: list[str]) -> list[str]:
     """Return the keys that are valid at a place inside a model."""
     for part in location:
+        if part.isdecimal():  # the place in a list, whose items are of the model found already
+            continue
         field = model.model_fields.get(part)
         kinds = [] if field is None else [*get_args(field.annotation), field.annotation]  # of `Model | None`, or itself
         models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]

@@ -9,7 +9,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,21 @@ if TYPE_CHECKING:
 
 Architecture = tuple[int, ...]
 """One operator index per choice layer; also called a path, or a sub-model of the supernet."""
+
+
+class Block(NamedTuple):
+    """A layer of a space that is a chain of blocks, as it is to be drawn.
+
+    `stage` counts from 0, `expansion` and `kernel` are the chosen ones, `channels` and `size` (height and width) those
+    of the output.
+    """
+
+    stage: int
+    expansion: int
+    kernel: int
+    channels: int
+    stride: int
+    size: int
 
 
 class Supernet(nn.Module):
@@ -142,6 +157,10 @@ class Space(ABC):
     def graph(self, architecture: Architecture) -> list[tuple[int, int, str]]:
         """Return what to draw: (source node, target node, operator) per layer. Here a chain of layers."""
         return [(layer, layer + 1, self.candidates[operator]) for layer, operator in enumerate(architecture)]
+
+    def chain(self, architecture: Architecture) -> list[Block] | None:
+        """Return the blocks to draw instead of a graph, where the space is a chain of them; else None."""
+        return None
 
     @abstractmethod
     def supernet(self, *, track: bool = False) -> Supernet:
