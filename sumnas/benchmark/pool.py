@@ -13,6 +13,7 @@ from sumnas.data import Prepared
 from sumnas.errors import UserError
 from sumnas.retraining import train_network
 from sumnas.sampling import draw_uniform
+from sumnas.spaced import draw_spaced
 from sumnas.spaces.base import Architecture, Space
 
 COLUMNS = ("architecture", "seed", "accuracy", "loss", "validation_accuracy")
@@ -22,14 +23,18 @@ Row = dict[str, str | int | float]
 
 
 def draw(space: Space, settings: PoolSettings) -> list[Architecture]:
-    """Return the pool that is listed, or draw it uniformly from the connected architectures, without repetition.
+    """Return the pool that is listed, or draw it from the connected architectures, without repetition.
 
-    Not evenly in MACs: where a space has few distinct MACs, as NAS-Bench-201 has, MACs would become the ranking.
+    Uniformly, unless the settings say evenly in MACs, as in sec. 4.3: where a space has few distinct MACs, as
+    NAS-Bench-201 has, MACs would become the ranking.
     """
     if isinstance(settings.architectures, list):
         return listed(space, settings.architectures)
     rng = seeding.numpy_stream(settings.seed, "pool")
     try:
+        if settings.strategy == "macs":
+            costs = space.mac_costs
+            return draw_spaced(costs.table, costs.base, settings.architectures, rng, space.connected)
         return draw_uniform(space.layers, len(space.candidates), settings.architectures, rng, space.connected)
     except ValueError as error:
         raise UserError(f"benchmark.pool.architectures = {settings.architectures}: {error}") from None

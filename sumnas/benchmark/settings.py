@@ -41,11 +41,20 @@ class PoolSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     architectures: Annotated[int, Field(ge=2)] | Annotated[list[str], Field(min_length=2)] = Field(
-        description="how many are drawn uniformly from those whose output depends on the input, or their strings"
+        description="how many are drawn from those whose output depends on the input, or their strings"
+    )
+    strategy: Literal["uniform", "macs"] = Field(
+        "uniform", description="how they are drawn: all alike, or at even steps from the fewest to the most MACs"
     )
     seeds: list[int] = Field(min_length=1, description="several tell how reliable the accuracies are")
     seed: int = Field(0, ge=0, description="of the draw")
     recipe: Recipe
+
+    @model_validator(mode="after")
+    def _something_to_draw(self) -> PoolSettings:
+        if self.strategy == "macs" and isinstance(self.architectures, list):
+            raise ValueError("strategy macs is for a number of architectures; these are listed")
+        return self
 
 
 class OfficialSettings(BaseModel):
