@@ -17,6 +17,7 @@ from sumnas.augmentation import Augmentation
 from sumnas.data import Batches, Prepared
 from sumnas.errors import UserError
 from sumnas.evaluation import Score, evaluate
+from sumnas.precision import Arithmetic
 from sumnas.schedules import Schedule, factor
 from sumnas.spaces.base import Architecture, Space
 
@@ -35,6 +36,7 @@ class Recipe(BaseModel):
     schedule: Schedule = Field("cosine", description="constant within an epoch, as in NAS-Bench-201")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     augmentation: Augmentation
+    arithmetic: Arithmetic = Arithmetic()
 
 
 class RetrainSettings(BaseModel):
@@ -76,7 +78,7 @@ def train_network(
     with seeding.scoped(seed, "weights", name):
         network = space.network(architecture)
     device = data.labels["train"].device
-    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    recipe.arithmetic.place(network, device)
     everything = torch.arange(len(data.labels["train"]))
     batches = Batches(data, everything, recipe.batch_size, seeding.derive(seed, name), recipe.augmentation)
     optimizer = torch.optim.SGD(
@@ -94,7 +96,9 @@ def train_network(
     for epoch in range(at, recipe.epochs):
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * factor(recipe.schedule, epoch / recipe.epochs)
         for step, (((images, labels),),) in enumerate(batches.epoch(epoch, seen), seen + 1):
-            loss = F.cross_entropy(network(images), labels, label_smoothing=recipe.label_smoothing)
+            with recipe.arithmetic.autocast(device):
+                logits = network(recipe.arithmetic.images(images))
+                loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=False)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -17,6 +17,7 @@ from sumnas.augmentation import Augmentation
 from sumnas.data import Batch, Batches, Prepared
 from sumnas.errors import UserError
 from sumnas.methods.base import Engine, Method, Pass, module_of
+from sumnas.precision import Arithmetic
 from sumnas.spaces.base import Architecture, Supernet
 
 Row = dict[str, Any]
@@ -36,6 +37,7 @@ class SupernetSettings(BaseModel):
     engine: Literal[Engine, "auto"] = Field(
         "auto", description="paths of a strictly fair round one by one or all at once; auto: at once on a GPU"
     )
+    arithmetic: Arithmetic = Arithmetic()
     probes: int = Field(0, ge=0, description="fixed sub-models whose loss is followed over the training (figure 3)")
     probe_every: int = Field(1, ge=1, description="epochs between two looks at the probes")
 
@@ -128,6 +130,7 @@ def train(
     on_epoch: Callable[[Row], None] | None = None,
     encode: Callable[[Architecture], str] = str,
     look_every: int = 1,
+    arithmetic: Arithmetic = Arithmetic(),  # noqa: B008 - it is frozen
 ) -> list[Row]:
     """Train `method`'s supernet in place and return one history row per epoch.
 
@@ -141,19 +144,22 @@ def train(
     progress = progress or Progress()
     supernet = method.supernet
     supernet.train()
+    device = supernet.shared[0].device
     between, per_epoch = method.heldout_between, batches.steps * method.heldout
     while progress.epoch < epochs:
         first = progress.epoch * (per_epoch + between)
         unread: list[tuple[int, Mapping[str, Tensor | float], list[Pass]]] = []
         for number, rounds in enumerate(batches.epoch(progress.epoch, progress.step), progress.step):
             extra = heldout.take(first + number * method.heldout, method.heldout) if heldout else []
-            unread.append((number, method.step(rounds, extra), method.passes))
+            with arithmetic.autocast(device):
+                found = method.step(*_laid_out(arithmetic, rounds, extra))
+            unread.append((number, found, method.passes))
             progress.step = number + 1
             if len(unread) < look_every and progress.step < batches.steps:
                 continue
-            for at, found, passes in unread:
+            for at, figures, passes in unread:
                 where = f"step {progress.epoch * batches.steps + at} (epoch {progress.epoch + 1})"
-                for name, value in _finite(method, where, found, passes, encode).items():
+                for name, value in _finite(method, where, figures, passes, encode).items():
                     progress.sums[name] = progress.sums.get(name, 0.0) + value
             unread.clear()
             if on_step:
@@ -173,6 +179,17 @@ def train(
             on_epoch(row)
     check_weights(method)
     return progress.history
+
+
+def _laid_out(
+    arithmetic: Arithmetic, rounds: list[list[Batch]], heldout: list[Batch]
+) -> tuple[list[list[Batch]], list[Batch]]:
+    """Return the batches of a step with their images in the memory format that is asked for."""
+
+    def each(batches: list[Batch]) -> list[Batch]:
+        return [(arithmetic.images(images), labels) for images, labels in batches]
+
+    return [each(streams) for streams in rounds], each(heldout)
 
 
 def _finite(

@@ -162,12 +162,12 @@ def test_images_must_survive_the_strides() -> None:
     problems: list[str] = []
     block = {
         "name": "mobilenet", "image_size": 32, "image_channels": 3, "classes": 10,
-        "stages": [{"channels": 8, "blocks": 1, "stride": 3}, {"channels": 8, "blocks": 1, "stride": 1, "zzz": 3}],
+        "stages": [{"channels": 8, "blocks": 1, "stride": 3}, {"channels": 8, "blocks": 1, "stride": 1, "channel": 3}],
     }  # fmt: skip
     assert _validate_named(base.module_of, "name", block, "space", problems) is None
     assert problems == [
         "space.stages.0.stride = 3: must be 1 or 2",
-        "space.stages.1.zzz: unknown key; valid: channels, blocks, stride",
+        "space.stages.1.channel: unknown key; did you mean 'space.stages.1.channels'?",
     ]
     assert "mobilenet" in base.names()
     with pytest.raises(UserError, match="did you mean 'mobilenet'"):

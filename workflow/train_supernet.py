@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from sumnas import files, seeding, training
 from sumnas.batchnorm import CalibrationSettings
@@ -26,7 +25,7 @@ def main(job: Job) -> str:
     prepared = job.data(space)
     with seeding.scoped(job.seed, "supernet"):
         supernet = space.supernet()
-    supernet.to(device=job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    settings.arithmetic.place(supernet, job.device)
     method, batches, heldout = training.assemble(supernet, prepared, settings, method_settings, job.seed)
     job.facts["engine"] = method.engine
     progress = training.Progress()
@@ -49,6 +48,7 @@ def main(job: Job) -> str:
         history = training.train(
             method, batches, heldout, epochs, probe, settings.probe_every, progress, on_step,
             lambda row: job.tracker.metrics(row, row["epoch"]), space.encode, 1 if job.device == "cpu" else LOOK_EVERY,
+            settings.arithmetic,
         )  # fmt: skip
         files.write_csv(job.path(HISTORY), training.columns(history), history)
         metadata = {
