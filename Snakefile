@@ -130,6 +130,8 @@ rule all:
         expand("results/scores/{method}-{seed}/{shard}.csv", method=METHODS, seed=SEEDS, shard=SHARDS),
         runs("results/search/{method}-{seed}/found.json"),
         runs("results/search/{method}-{seed}/history.csv"),
+        runs("results/search/{method}-{seed}/scored.csv"),
+        runs("results/search/{method}-{seed}/pareto.svg"),
         runs("results/retrain/{method}-{seed}/weights.safetensors"),
         runs("results/retrain/{method}-{seed}/metrics.json"),
         "results/summary/metrics.json",
@@ -315,6 +317,13 @@ rule search:
     output:
         "results/search/{method}-{seed}/found.json",
         "results/search/{method}-{seed}/history.csv",
+        "results/search/{method}-{seed}/scored.csv",
+        report(
+            "results/search/{method}-{seed}/pareto.svg",
+            caption="workflow/report/pareto.rst",
+            category="Search",
+            labels={"method": "{method}", "seed": "{seed}"},
+        ),
     log:
         "logs/search/{method}-{seed}.log",
     threads: THREADS

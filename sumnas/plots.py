@@ -58,6 +58,25 @@ def scatter(path: Path, rows: Sequence[Mapping[str, Any]], title: str, ylabel: s
         axes.set(xlabel="reference accuracy, test split (%)", ylabel=ylabel, title=title)
 
 
+def pareto(
+    path: Path, rows: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]], title: str, split: str
+) -> None:
+    """Draw predicted accuracy (percent) over MACs of all that were scored, the Pareto front, and what was found."""
+    with drawn(path, 5.2, 4.0) as figure:
+        axes = _axes(figure)
+        big = len(rows) > RASTER_FROM
+        macs, predicted = ([float(row[key]) for row in rows] for key in ("macs", "predicted"))
+        axes.plot(macs, predicted, "o", color=QUIET, markersize=3, alpha=0.6, rasterized=big, label="scored")
+        front = sorted((float(row["macs"]), float(row["predicted"])) for row in rows if int(row["pareto"]))
+        axes.plot(*zip(*front, strict=True), color=ACCENT, linewidth=1.4, drawstyle="steps-post", label="Pareto front")
+        for number, entry in enumerate(found):
+            colour, label = PALETTE[1 + number % (len(PALETTE) - 1)], str(entry["label"]).replace("$", r"\$")
+            axes.plot([entry["macs"]], [entry["predicted"]], "D", color=colour, markersize=6, label=f"found {label}")
+        axes.grid(color="#eeeeee")
+        axes.set(xlabel="multiply-adds (millions)", ylabel=f"predicted accuracy, {split} split (%)", title=title)
+        axes.legend(loc="lower right", frameon=False, fontsize=8)
+
+
 def intervals(path: Path, rows: Sequence[tuple[str, float, float, float]], xlabel: str, title: str) -> None:
     """Draw values with their intervals (label, value, low, high), one line each, top to bottom."""
     with drawn(path, 5.2, 0.9 + 0.38 * len(rows)) as figure:

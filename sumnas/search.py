@@ -237,6 +237,18 @@ def best_under_limits(
     return found
 
 
+def pareto_front(accuracy: NDArray[np.float64], costs: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return the indices, by ascending cost, of the architectures that no other beats.
+
+    Another beats one of [A] with at least its accuracy at most its cost, one of the two better. Of equals the first
+    counts.
+    """
+    order = np.lexsort((-accuracy, costs))
+    best = np.maximum.accumulate(accuracy[order])
+    ahead = np.concatenate(([True], best[1:] > best[:-1]))[: len(order)]
+    return order[ahead]
+
+
 def _infeasible(limit: float | None, smallest: float, cost: str) -> InfeasibleLimit:
     if math.isinf(smallest):
         return InfeasibleLimit(f"search: no architecture meets the conditions, whatever its {LABELS.get(cost, cost)}")

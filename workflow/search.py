@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,20 +12,26 @@ from sumnas.benchmark import table
 from sumnas.errors import UserError
 from sumnas.progress import Progress
 from sumnas.sampling import HALF_A_MAC
-from sumnas.search import Found, Generation, Scores, best_under_limits, evolve_under_limits
+from sumnas.search import Found, Generation, Scores, best_under_limits, evolve_under_limits, pareto_front
 from sumnas.spaces.base import Architecture, Space
 from workflow import inputs
 from workflow.stage import Job, execute
-from workflow.stages import FOUND, GENERATIONS, PREPARED, SCORES, TABLE, WEIGHTS
+from workflow.stages import FOUND, GENERATIONS, PARETO, PREPARED, SCORED, SCORES, TABLE, WEIGHTS
 from workflow.tracked import limit_name
 
 COLUMNS = ("limit", "generation", "best", "mean", "worst", "scored")
 """Of history.csv: limit in the unit of `search.cost` (MACs and parameters in millions; empty: none), accuracies of the
 population in percent, scored so far."""
+SCORED_COLUMNS = ("architecture", "predicted", "macs", "params", "pareto")
+"""Of scored.csv: every architecture that was scored; accuracy in percent, MACs and parameters in millions, and whether
+no other has at least its accuracy for fewer MACs, or more for as many."""
+
+Scored = list[tuple[Architecture, float]]
+"""Architectures with their predicted accuracies."""
 
 
 def main(job: Job) -> str:
-    """Write found.json and history.csv under results/search/<run>/."""
+    """Write found.json, history.csv, scored.csv and pareto.svg under results/search/<run>/."""
     space, settings = job.space(), job.params.search
     known = table.read(job.path(TABLE), space)
     measured = measured_costs(known, settings.cost) if space.additive(settings.cost) is None else None
@@ -54,15 +61,37 @@ def main(job: Job) -> str:
         "strategy": settings.strategy,
         "cost": settings.cost,
         "split": job.params.evaluation.split,
-        "scored": scored,
+        "scored": len(scored),
         "settings_digest": job.params.digest(),
         "benchmark_architectures": len(known.architectures),
         "benchmark_best": float(known.accuracy.max()),
         "found": entries,
     }
+    write_scored(job, space, scored, entries)
     files.write_json(job.path(FOUND), result)
     last = entries[-1]
-    return f"{scored} scored, best predicted {last['predicted']:.2f} % at {last['macs']:.4g}M MACs -> {job.path(FOUND)}"
+    best_found = f"best predicted {last['predicted']:.2f} % at {last['macs']:.4g}M MACs"
+    return f"{len(scored)} scored, {best_found} -> {job.path(FOUND)}"
+
+
+def write_scored(job: Job, space: Space, scored: Scored, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write every scored architecture, and draw accuracy against MACs with the Pareto front and what was found."""
+    from sumnas import plots
+
+    predicted = np.array([value for _, value in scored])
+    macs = np.array([space.macs(architecture) for architecture, _ in scored])
+    front = set(pareto_front(predicted, macs).tolist())
+    rows = [
+        {
+            "architecture": space.encode(architecture), "predicted": value, "macs": float(macs[number]),
+            "params": space.params(architecture), "pareto": int(number in front),
+        }
+        for number, (architecture, value) in enumerate(scored)
+    ]  # fmt: skip
+    files.write_csv(job.path(SCORED), SCORED_COLUMNS, rows)
+    found = [{**entry, "label": limit_name(entry["limit"], job.params.search.cost)} for entry in entries]
+    title = f"{job.names['run']}: {len(rows)} sub-models scored"
+    plots.pareto(job.path(PARETO), rows, found, title, job.params.evaluation.split)
 
 
 def measured_costs(known: table.Table, name: str) -> dict[Architecture, float]:
@@ -86,7 +115,7 @@ def oracle(known: table.Table, space: Space, cost: str, limits: Sequence[float |
 
 def evolutionary(
     job: Job, space: Space, measured: dict[Architecture, float] | None
-) -> tuple[list[Found], list[dict[str, object]], int]:
+) -> tuple[list[Found], list[dict[str, object]], Scored]:
     """Run Algorithm 2 under each limit; finished scores survive an interruption."""
     settings, predictor = job.params.search, inputs.predictor(job, space)
     total = len(settings.limits) * (settings.generations + 1)
@@ -111,25 +140,27 @@ def evolutionary(
             settings, scores, costs.table, costs.base, space.connected, on_generation, measured
         )
         work.clear()
-    return [result.found for result in results], rows, len(scores.asked)
+    # In the order in which they were first asked for, which an interruption does not change.
+    return [result.found for result in results], rows, list(scores.known.items())
 
 
 def exhaustive(
     job: Job, space: Space, measured: dict[Architecture, float] | None
-) -> tuple[list[Found], list[dict[str, object]], int]:
+) -> tuple[list[Found], list[dict[str, object]], Scored]:
     """Take the best of all scores under each limit; with a measured cost, of those architectures that have it."""
     rows = [row for path in job.paths(SCORES) for row in files.read_csv(path, ("architecture", "predicted"))]
     if not rows:
         raise UserError("results/scores: no scores, though search.strategy is exhaustive; run score again")
     settings, additive = job.params.search, space.additive(job.params.search.cost)
     # In the space's order, so that ties fall the same way however the scores were split into shards.
-    scored = sorted((space.decode(row["architecture"]), float(row["predicted"])) for row in rows)
+    every = sorted((space.decode(row["architecture"]), float(row["predicted"])) for row in rows)
+    scored = every
     if measured is not None:
-        scored = [(architecture, value) for architecture, value in scored if architecture in measured]
+        scored = [(architecture, value) for architecture, value in every if architecture in measured]
     architectures = [architecture for architecture, _ in scored]
     costs = np.array([measured[a] if measured is not None else additive.of(a) for a in architectures])  # type: ignore[union-attr]
     predicted = np.array([value for _, value in scored])
-    return best_under_limits(architectures, predicted, costs, settings.limits, settings.cost), [], len(rows)
+    return best_under_limits(architectures, predicted, costs, settings.limits, settings.cost), [], every
 
 
 if __name__ == "__main__":

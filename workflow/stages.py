@@ -37,6 +37,8 @@ SCATTER = "results/ranking/{run}/scatter.svg"
 SCORES = "results/scores/{run}/{shard}.csv"
 FOUND = "results/search/{run}/found.json"
 GENERATIONS = "results/search/{run}/history.csv"
+SCORED = "results/search/{run}/scored.csv"
+PARETO = "results/search/{run}/pareto.svg"
 RETRAINED = "results/retrain/{run}/weights.safetensors"
 RETRAIN = "results/retrain/{run}/metrics.json"
 SUMMARY = "results/summary/metrics.json"
@@ -113,7 +115,7 @@ STAGES = {
             ("method", "seed"),
             (*COMPUTE, "run.shards", "space", "search", "calibration", "evaluation"),
             (PREPARED, WEIGHTS, TABLE, SCORES),
-            (FOUND, GENERATIONS),
+            (FOUND, GENERATIONS, SCORED, PARETO),
         ),
         Stage(
             "retrain",
