@@ -6,9 +6,13 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from sumnas import chains
 from sumnas.plots import INK, PALETTE, QUIET, drawn
+
+if TYPE_CHECKING:
+    from sumnas.spaces.base import Block
 
 Edge = tuple[int, int, str]
 """Source node, target node (a larger number), operator."""
@@ -21,10 +25,11 @@ MARGIN = 0.25
 
 @dataclass(frozen=True)
 class Panel:
-    """One architecture of a figure; `title` may have several lines."""
+    """One architecture of a figure, as a graph or, with `chain`, as a chain; `title` may have several lines."""
 
     title: str
     edges: Sequence[Edge]
+    chain: Sequence[Block] | None = None
 
 
 def lanes(edges: Sequence[Edge]) -> list[int]:
@@ -48,7 +53,7 @@ def cells(path: Path, panels: Sequence[Panel], operators: Sequence[str], columns
     """Draw the architectures in a grid; the same operator has the same colour in all."""
     columns = max(1, min(columns, len(panels)))
     rows = max(1, -(-len(panels) // columns))
-    sizes = [_size(panel.edges) for panel in panels] or [_size([])]
+    sizes = [chains.size(p.chain) if p.chain else _size(p.edges) for p in panels] or [_size([])]
     width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
     lines = max((panel.title.count("\n") + 1 for panel in panels), default=1)
     with drawn(path, columns * width, rows * (height + 0.16 * lines + 0.1)) as figure:
@@ -56,7 +61,10 @@ def cells(path: Path, panels: Sequence[Panel], operators: Sequence[str], columns
             figure.text(0.5, 0.5, "no architecture that can be drawn", ha="center", va="center")
         for number, panel in enumerate(panels, 1):
             axes = figure.add_subplot(rows, columns, number)
-            _draw(axes, panel.edges, operators)
+            if panel.chain:
+                chains.draw(axes, panel.chain)
+            else:
+                _draw(axes, panel.edges, operators)
             axes.set_title(panel.title.replace("$", r"\$"), fontsize=8)
 
 

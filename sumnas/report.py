@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from sumnas import charts, drawing, files, plots
+from sumnas import chains, charts, drawing, files, plots
 from sumnas import summary as summaries
 from sumnas.cautions import cautions
 from sumnas.errors import UserError
@@ -34,7 +34,7 @@ def write(results: Path) -> Path:
     folder = results / "summary"
     draw_figures(folder, found, cells, space.candidates)
     images = {Path(name).stem: _data_uri((folder / name).read_bytes()) for name in FIGURES}
-    drawings = {c.number: _data_uri(drawing.svg(c.edges, space.candidates)) for c in cells if c.edges is not None}
+    drawings = {c.number: _data_uri(_drawing(c, space.candidates)) for c in cells if c.edges is not None}
     path = folder / "report.html"
     files.write_text(path, render(found, cells, images, drawings))
     return path
@@ -60,10 +60,14 @@ def draw_figures(folder: Path, results: Results, cells: list[Cell], operators: t
     title = f"{count} sub-models each: mean ± standard deviation"
     plots.spreads(folder / FIGURES[2], spreads, f"accuracy with shared weights, {split} split (%)", title)
     panels_ = [
-        drawing.Panel("\n".join([f"cell {c.number}, {c.macs:.4g}M", *shortened(c.found_by)]), c.edges)
+        drawing.Panel("\n".join([f"cell {c.number}, {c.macs:.4g}M", *shortened(c.found_by)]), c.edges, c.chain)
         for c in cells if c.edges is not None
     ]  # fmt: skip
     drawing.cells(folder / FIGURES[3], panels_, operators)
+
+
+def _drawing(cell: Cell, operators: tuple[str, ...]) -> bytes:
+    return chains.svg(cell.chain) if cell.chain else drawing.svg(cell.edges or [], operators)
 
 
 def render(results: Results, cells: list[Cell], images: dict[str, str], drawings: dict[int, str]) -> str:

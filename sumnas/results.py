@@ -13,7 +13,7 @@ from sumnas.drawing import Edge
 from sumnas.errors import UserError
 
 if TYPE_CHECKING:
-    from sumnas.spaces.base import Space
+    from sumnas.spaces.base import Block, Space
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,10 @@ class Results:
 
 @dataclass(frozen=True)
 class Cell:
-    """One distinct architecture that was found; `edges` is None where the space cannot draw it."""
+    """One distinct architecture that was found; `edges` is None where the space cannot draw it.
+
+    `chain` are its blocks, where the space is a chain of them.
+    """
 
     number: int
     architecture: str
@@ -49,6 +52,7 @@ class Cell:
     retrained_accuracy: float | None
     found_by: list[str]
     edges: list[Edge] | None
+    chain: list[Block] | None
 
 
 def load(results: Path) -> Results:
@@ -93,7 +97,7 @@ def distinct_cells(results: Results, space: Space) -> list[Cell]:
         cells.append(
             Cell(
                 number, architecture, first["macs"], first["params"], first["benchmark_accuracy"],
-                summary.retrained(run, architecture), by, _edges(space, architecture),
+                summary.retrained(run, architecture), by, *_drawable(space, architecture),
             )
         )  # fmt: skip
     return cells
@@ -106,11 +110,13 @@ def space_of(settings: dict[str, Any]) -> Space:
     return base.build(base.module_of(settings["name"]).Settings.model_validate(settings))
 
 
-def _edges(space: Space, architecture: str) -> list[Edge] | None:
+def _drawable(space: Space, text: str) -> tuple[list[Edge] | None, list[Block] | None]:
+    """Return an architecture's graph, and its chain where the space is one."""
     try:
-        return space.graph(space.decode(architecture))
+        architecture = space.decode(text)
     except ValueError:  # a report with a string that cannot be drawn is better than none
-        return None
+        return None, None
+    return space.graph(architecture), space.chain(architecture)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

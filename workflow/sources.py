@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OBSERVERS = frozenset(
     {
         "sumnas/cautions.py",
+        "sumnas/chains.py",
         "sumnas/charts.py",
         "sumnas/checkpoint.py",
         "sumnas/cli.py",
