@@ -15,7 +15,7 @@ from sumnas import manifest as manifests
 from sumnas import seeding
 from sumnas.augmentation import Augmentation, augment
 from sumnas.errors import UserError
-from sumnas.streaming import ImageFiles, Key, read_listing
+from sumnas.streaming import KEEP_BYTES, ImageFiles, Key, read_listing
 
 if TYPE_CHECKING:
     from sumnas.spaces.base import Space
@@ -106,11 +106,11 @@ def in_batches(split: Split, batch_size: int) -> Iterator[Batch]:
     return zip(*(torch.split(whole, batch_size) for whole in split), strict=True)
 
 
-def load(folder: Path, device: torch.device | str = "cpu", workers: int = 0) -> Prepared:
+def load(folder: Path, device: torch.device | str = "cpu", workers: int = 0, keep: int = KEEP_BYTES) -> Prepared:
     """Read what preparation.prepare wrote onto `device`; UserError names a file that is absent or another.
 
     On the CPU arrays are mapped, not copied: processes of one machine share them. `workers` decode images that lie as
-    files.
+    files, of which those of a held-out split are kept in memory where they take at most `keep` bytes.
     """
     manifest = manifests.read(folder)
     images: dict[str, Tensor | ImageFiles] = {}
@@ -119,7 +119,7 @@ def load(folder: Path, device: torch.device | str = "cpu", workers: int = 0) -> 
         if manifest.kind == "files":
             paths, numbers, lengths = read_listing(manifests.checked(folder, f"{name}.csv", manifest))
             root, size, crop = Path(str(manifest.root)), manifest.image_size, manifest.crop or 1.0
-            images[name] = ImageFiles(root, paths, lengths, size, crop, workers)
+            images[name] = ImageFiles(root, paths, lengths, size, crop, workers, keep)
             labels[name] = torch.from_numpy(numbers).to(device)
         else:
             for letter, target in (("x", images), ("y", labels)):

@@ -44,6 +44,12 @@ class RunSettings(BaseModel):
     threads: int = Field(ge=1, description="of a stage; another number gives other rounding, so it is a setting")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(2, ge=0, description="processes that decode an image folder; no result depends on it")
+    keep_gb: float = Field(
+        1.0,
+        ge=0,
+        description="an image folder's split that is scored over and over is decoded once where it takes at most so "
+        "many GB of memory; no result depends on it",
+    )
 
 
 BLOCKS: dict[str, type[BaseModel]] = {

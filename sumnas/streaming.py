@@ -31,8 +31,9 @@ COLUMNS = ("path", "label", "width", "height", "bytes")
 """Of a listing: <split>.csv beside the manifest."""
 CHUNK = 64
 """Images that a worker decodes at a time where no batch size is given."""
-KEEP_BYTES = 1 << 30
-"""Decoded images of a split that is read over and over, as in a search, are kept in memory up to this size."""
+KEEP_BYTES = 10**9
+"""Decoded images of a split that is read over and over, as in a search, are kept in memory up to this size, unless
+another is given."""
 
 Key = tuple[int, int, int]
 """Number of an image, stream, and place in the stream."""
@@ -63,9 +64,11 @@ class ImageFiles:
         size: int,
         crop: float,
         workers: int = 0,
+        keep: int = KEEP_BYTES,
     ) -> None:
         self.root, self.paths, self.lengths, self.size, self.crop = root, paths, lengths, size, crop
         self.workers = min(workers, len(os.sched_getaffinity(0)))
+        self.keep = keep
         self._kept: Tensor | None = None
 
     @property
@@ -87,7 +90,7 @@ class ImageFiles:
     def in_order(self, batch_size: int) -> Iterator[Tensor]:
         """Yield the whole split, batch by batch; what fits is decoded once and kept."""
         numbers = torch.arange(len(self))
-        if self._kept is None and len(self) * self.size**2 * 3 <= KEEP_BYTES:
+        if self._kept is None and len(self) * self.size**2 * 3 <= self.keep:
             self._kept = self[numbers]
         if self._kept is not None:
             yield from torch.split(self._kept, batch_size)

@@ -11,7 +11,7 @@ import torch
 
 from sumnas import params, training
 from sumnas.methods import base as methods
-from sumnas.spaces import base
+from sumnas.spaces import base as spaces
 from sumnas.spaces.base import Supernet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +74,7 @@ def test_the_long_runs_of_cifar10_cpu_have_as_many_passes_as_sumnas_k4() -> None
 @cache
 def supernet_of(preset: str) -> Supernet:
     with torch.device("meta"):
-        return base.build(load(preset).space).supernet()
+        return spaces.build(load(preset).space).supernet()
 
 
 def passes(preset: str, name: str) -> tuple[int, int]:
@@ -130,3 +130,43 @@ def test_the_methods_of_table1_cpu_see_equally_many_images() -> None:
     own["supernet"]["probe_every"] = 15  # changes no weight
     same = {k: v for k, v in loaded.plain().items() if k not in ("run", "methods")}
     assert same == {k: v for k, v in own.items() if k not in ("run", "methods")}
+
+
+def test_the_second_half_has_the_papers_settings() -> None:
+    loaded = load("imagenet-mobilenet")
+    method = loaded.methods["sumnas-k2"]
+    assert (method.adaptation_steps, method.inner_learning_rate, method.scale_inner, method.rounds) == (
+        2,
+        0.3,
+        False,
+        3,
+    )
+    assert (method.inner_momentum, method.inner_schedule) == (0.9, "constant")
+    assert (method.outer_learning_rate, method.outer_schedule, method.weight_decay) == (1, "cosine", 4e-5)
+    assert loaded.methods["fairnas"].learning_rate == pytest.approx(2 * 0.3)
+    search = loaded.search
+    assert 400 in search.limits and len(search.limits) == 3 and search.strategy == "evolution"
+    assert (search.population, search.generations, search.offspring, search.mutation_probability) == (20, 30, 64, 0.1)
+    assert (loaded.benchmark.pool.architectures, loaded.benchmark.pool.strategy) == (20, "macs")
+    assert loaded.benchmark.pool.recipe.epochs == 100
+    assert round(loaded.data.validation * 1_281_167) == pytest.approx(50_000, rel=1e-3)
+    # The whole held-out part fits into what is kept, so that a search decodes it once.
+    assert 50_000 * 224**2 * 3 <= loaded.run.keep_gb * 1e9
+    fairnas_a = "e3k7-e3k3-e3k7-e6k3-e6k7-e3k3-e3k3-e6k7-e6k7-e3k5-e6k3-e3k5-e3k5-e6k3-e6k3-e6k7-e6k3-e6k7-e6k5"
+    space = spaces.build(loaded.space)
+    assert space.macs(space.decode(fairnas_a)) == pytest.approx(389.344, abs=5e-4)
+
+
+def test_mobilenet_cpu_is_the_same_space_made_narrow() -> None:
+    loaded, full = load("mobilenet-cpu"), load("imagenet-mobilenet")
+    narrow, wide = spaces.build(loaded.space), spaces.build(full.space)
+    assert (narrow.layers, narrow.candidates) == (wide.layers, wide.candidates)
+    blocks = narrow.chain((0,) * 19)
+    assert blocks is not None
+    assert blocks[0].size == 32 and blocks[-1].size == 4 and [b.stride for b in blocks[:2]] == [1, 1]
+    for key in ("adaptation_steps", "inner_learning_rate", "scale_inner", "rounds", "round_reduction"):
+        assert getattr(loaded.methods["sumnas-k2"], key) == getattr(full.methods["sumnas-k2"], key), key
+    assert loaded.methods["fairnas"].learning_rate == full.methods["fairnas"].learning_rate
+    assert loaded.benchmark.pool.architectures == 20
+    smallest, largest = narrow.macs((0,) * 19), narrow.macs((5,) * 19)
+    assert smallest < loaded.search.limits[0] < largest

@@ -43,6 +43,8 @@ class Job:
     """run.workers, which no stage declares: it changes no result, and so may not rerun anything."""
     facts: dict[str, str] = field(default_factory=dict)
     """What a stage adds to its run.json: what it chose because of the machine."""
+    keep: int = 0
+    """run.keep_gb, in bytes: the same holds."""
 
     def path(self, template: str, **names: object) -> Path:
         """Return the path of one of this job's files; `names` replace the job's own."""
@@ -85,7 +87,7 @@ class Job:
         """Load the prepared data and check that it fits the space."""
         from sumnas import data
 
-        prepared = data.load(self.path(STAGES["prepare_data"].outputs[0]), self.device, self.workers)
+        prepared = data.load(self.path(STAGES["prepare_data"].outputs[0]), self.device, self.workers, self.keep)
         data.check_fits(prepared, space)
         return prepared
 
@@ -212,7 +214,9 @@ def make_job(stage: Stage, arguments: argparse.Namespace) -> Job:
 
         torch.set_num_threads(chosen.threads)
     accept = getattr(arguments, "accept_code_change", False)
-    return Job(stage, chosen, names, accept, everything.digest(), workers=everything.run.workers)
+    run = everything.run
+    digest, keep = everything.digest(), int(run.keep_gb * 1e9)
+    return Job(stage, chosen, names, accept, digest, workers=run.workers, keep=keep)
 
 
 def _write_run_file(job: Job, started: float) -> None:
