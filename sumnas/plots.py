@@ -68,7 +68,14 @@ def pareto(
         macs, predicted = ([float(row[key]) for row in rows] for key in ("macs", "predicted"))
         axes.plot(macs, predicted, "o", color=QUIET, markersize=3, alpha=0.6, rasterized=big, label="scored")
         front = sorted((float(row["macs"]), float(row["predicted"])) for row in rows if int(row["pareto"]))
-        axes.plot(*zip(*front, strict=True), color=ACCENT, linewidth=1.4, drawstyle="steps-post", label="Pareto front")
+        axes.plot(
+            *zip(*front, strict=True),
+            color=ACCENT,
+            linewidth=1.4,
+            drawstyle="steps-post",
+            marker=".",
+            label="Pareto front",
+        )
         for number, entry in enumerate(found):
             colour, label = PALETTE[1 + number % (len(PALETTE) - 1)], str(entry["label"]).replace("$", r"\$")
             axes.plot([entry["macs"]], [entry["predicted"]], "D", color=colour, markersize=6, label=f"found {label}")
