@@ -48,15 +48,15 @@ class Block(nn.Module):
 class Chain(Supernet):
     """Four choice layers of six operators, as the MobileNet space has nineteen."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, bias=False), norm(4), nn.SiLU())
-        shapes = [(4, 4, 1), (4, 6, 2), (6, 6, 1), (6, 8, 1)]
+        shapes = [(4, 4, 1), (4, 6, 2), (6, 6, 1), (6, 8, 1)][:layers]
         kinds = [(kernel, expansion) for kernel in (3, 5, 7) for expansion in (1, 2)]
         self.blocks = nn.ModuleList(
             nn.ModuleList(Block(inputs, outputs, *kind, stride) for kind in kinds) for inputs, outputs, stride in shapes
         )
-        self.head = nn.Sequential(nn.Conv2d(8, 10, 1, bias=False), norm(10), nn.SiLU())
+        self.head = nn.Sequential(nn.Conv2d(shapes[-1][1], 10, 1, bias=False), norm(10), nn.SiLU())
         self.classifier = nn.Linear(10, 3)
         self.operators = [list(layer) for layer in self.blocks]  # type: ignore[arg-type]
         self.choices = [[list(operator.parameters()) for operator in layer] for layer in self.operators]
@@ -74,9 +74,9 @@ class Chain(Supernet):
         return fair.shared("classifier", fair.shared("head", x).mean((3, 4)))
 
 
-def chain() -> Chain:
+def chain(layers: int = 4) -> Chain:
     with seeding.scoped(SEED, "chain"):
-        return Chain().double()
+        return Chain(layers).double()
 
 
 def pair(strategy: str, **settings: Any) -> list[Method]:
@@ -147,7 +147,9 @@ def test_a_captured_function_refuses_another_shape() -> None:
             captured(other)
 
 
-@pytest.mark.parametrize("make", [chain, lambda: supernet(channels=4, image_size=8)], ids=["chain", "nasbench201"])
+@pytest.mark.parametrize(
+    "make", [lambda: chain(2), lambda: supernet(channels=4, image_size=8)], ids=["chain", "nasbench201"]
+)
 def test_one_trace_serves_every_draw_of_paths(make: Any) -> None:
     """`torch.compile` gets the whole forward as one graph, once; it would be traced again if values entered it."""
     network: Supernet = make()
