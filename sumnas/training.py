@@ -35,7 +35,7 @@ class SupernetSettings(BaseModel):
     batch_size: int = Field(ge=2)
     augmentation: Augmentation
     engine: Literal[Engine, "auto"] = Field(
-        "auto", description="paths of a strictly fair round one by one or all at once; auto: at once on a GPU"
+        "auto", description="paths of a strictly fair round one by one or all at once (lockstep); auto: one by one"
     )
     arithmetic: Arithmetic = Arithmetic()
     probes: int = Field(0, ge=0, description="fixed sub-models whose loss is followed over the training (figure 3)")

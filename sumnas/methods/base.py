@@ -93,15 +93,12 @@ class Method(ABC):
         return f"strategy {settings.strategy!r} runs no strictly fair rounds; these do: {', '.join(having)}"
 
     def use(self, engine: Literal[Engine, "auto"]) -> None:
-        """Take an engine; `auto` is lockstep on a GPU where there is such a step, else sequential.
-
-        UserError where lockstep is asked for and there is none.
-        """
+        """Take an engine; `auto` is sequential. UserError where lockstep is asked for and there is no such step."""
         why = self.no_lockstep(self.settings)
         if why is None and type(self.supernet).lockstep is Supernet.lockstep:
             why = "this space has no lockstep form"
         if engine == "auto":
-            engine = "lockstep" if why is None and self.supernet.shared[0].is_cuda else "sequential"
+            engine = "sequential"  # on a GPU, too, until the captured graph has been watched on one
         elif engine == "lockstep" and why is not None:
             raise UserError(f"supernet.engine = 'lockstep': {why}; set supernet.engine: auto")
         self.engine = engine
