@@ -31,7 +31,7 @@ def test_the_file_keeps_what_each_name_knows(tmp_path: Path, tiny_space: NASBenc
     path = tmp_path / "further.csv"
     further.write(path, tiny_space, known)
     assert further.read(path, tiny_space) == known
-    text = path.read_text()
+    text = "".join(line.rpartition(",")[0] + "\n" for line in path.read_text().splitlines())  # without checksums
     for bad, message in ((text.replace(str(values[0, 2]), "101"), r"line 4: accuracy_on_far = 101: is no percentage"),
                          (text.replace("none~", "nothing~", 1), r"line 2: .*no operator")):  # fmt: skip
         path.write_text(bad)
