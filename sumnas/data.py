@@ -153,11 +153,12 @@ class Batches:
 
     def __init__(
         self, data: Prepared, indices: Tensor, batch_size: int, seed: int, augmentation: Augmentation | None = None,
-        *, streams: int = 1, rounds: int = 1,
+        *, streams: int = 1, rounds: int = 1, keep_last: bool = False,
     ) -> None:  # fmt: skip
+        """With `keep_last` the images that fill no whole batch make one more, of a single round."""
         self.data, self.indices, self.batch_size, self.seed = data, indices, batch_size, seed
         self.augmentation, self.streams, self.rounds = augmentation, streams, rounds
-        self.steps = len(indices) // batch_size // rounds
+        self.steps = (len(indices) + (batch_size - 1 if keep_last else 0)) // batch_size // rounds
         if self.steps == 0:
             raise UserError(
                 f"batch_size = {batch_size} (x {rounds} rounds): more than the {len(indices)} training images; lower it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,9 @@ class Recipe(BaseModel):
     weight_decay: float = Field(5e-4, ge=0, description="on every parameter, normalisation included")
     schedule: Schedule = Field("cosine", description="constant within an epoch, as in NAS-Bench-201")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    last_batch: Literal["drop", "keep"] = Field(
+        "drop", description="images of an epoch that fill no whole batch: left out, or a smaller batch (NAS-Bench-201)"
+    )
     augmentation: Augmentation
     arithmetic: Arithmetic = Arithmetic()
 
@@ -80,7 +83,10 @@ def train_network(
     device = data.labels["train"].device
     recipe.arithmetic.place(network, device)
     everything = torch.arange(len(data.labels["train"]))
-    batches = Batches(data, everything, recipe.batch_size, seeding.derive(seed, name), recipe.augmentation)
+    batches = Batches(
+        data, everything, recipe.batch_size, seeding.derive(seed, name), recipe.augmentation,
+        keep_last=recipe.last_batch == "keep",
+    )  # fmt: skip
     optimizer = torch.optim.SGD(
         network.parameters(), recipe.learning_rate, recipe.momentum,
         nesterov=recipe.nesterov and recipe.momentum > 0, weight_decay=recipe.weight_decay, foreach=True,

@@ -209,6 +209,20 @@ def test_every_image_at_most_once_per_epoch_and_stream(batch_size: int, streams:
         assert seen != sorted(seen) or batch_size * batches.steps == 1
 
 
+@pytest.mark.parametrize(("count", "sizes"), [(100, [32, 32, 32, 4]), (96, [32, 32, 32]), (20, [20])])
+@pytest.mark.parametrize("augmentation", [None, Augmentation(flip=True, crop_padding=1)], ids=str)
+def test_the_images_that_fill_no_whole_batch_can_be_kept(
+    count: int, sizes: list[int], augmentation: Augmentation | None
+) -> None:
+    batches = Batches(numbered(100, channels=3, size=6), torch.arange(count), 32, 0, augmentation, keep_last=True)
+    epoch = list(batches.epoch(1))
+    assert batches.steps == len(sizes) and [len(labels) for (((_, labels),),) in epoch] == sizes
+    seen = torch.cat([labels for (((_, labels),),) in epoch])
+    assert sorted(seen.tolist()) == sorted(numbered(100).labels["train"][:count].tolist())
+    (((images, _),),) = list(batches.epoch(1, batches.steps - 1))[0]
+    assert torch.equal(images, epoch[-1][0][0][0])
+
+
 def test_streams_and_epochs_have_orders_of_their_own() -> None:
     batches = Batches(numbered(200), torch.arange(200), 10, 0, streams=4)
     orders = [stream_of(epoch_of(batches, epoch), stream) for epoch in range(3) for stream in range(4)]
