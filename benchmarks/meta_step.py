@@ -4,7 +4,7 @@ A is `SUMNAS.step`: m paths with k adaptation steps each. B is the same number o
 sub-models as stand-alone networks (written here, with nothing of `sumnas` in them), each trained for k steps by
 `torch.optim.SGD` with momentum (the faster one of its two implementations), built and warmed up outside the timed
 part. A and B alternate in one process on the same paths and batches, either one first in turn; the figure is the median
-over pairs of the time of A over that of B, with a bootstrap interval. Target: at most 1.10.
+over pairs of the time of A over that of B, with a bootstrap interval. Target: at most 1.05.
 """
 
 from __future__ import annotations
