@@ -2,7 +2,7 @@
 
     python benchmarks/step_profile.py
 
-The same networks and batches as in against_nni.py, by torch.profiler: the self time of every operator, over that of all.
+The same networks and batches as in against_nni.py, by torch.profiler: the self time of every operator over that of all.
 Writes benchmarks/results/step_profile.json.
 """
 
