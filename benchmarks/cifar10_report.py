@@ -10,11 +10,13 @@ taus in full_scale.json; the first takes them from there.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from sumnas import files, plots
@@ -64,7 +66,37 @@ def runs_of(folder: Path) -> list[Run]:
     """Return every finished run: methods in the order of the preset, then seeds."""
     order = ["spos", "fairnas", "sumnas-k2", "sumnas-k4", "fairnas-long", "spos-long"]
     found = [Run(path.parent) for path in folder.glob("*/metrics.json")]
-    return sorted(found, key=lambda run: (order.index(run.method), run.seed))
+    known = [run for run in found if run.method in order]
+    return sorted(known, key=lambda run: (order.index(run.method), run.seed))
+
+
+def trials_of(folder: Path) -> list[tuple[Run, dict[str, Any]]]:
+    """Return every finished trial with its entry of cifar10_trials.yaml, in the order of that file."""
+    entries: dict[str, Any] = yaml.safe_load((ROOT / "benchmarks/cifar10_trials.yaml").read_text(encoding="utf-8"))
+    paths = [path.parent for name in entries for path in sorted(folder.glob(f"{name}-[0-9]*/metrics.json"))]
+    return [(run, entries[run.method]) for run in map(Run, paths)]
+
+
+def trials(folder: Path, runs: Sequence[Run]) -> str:
+    """Return the table of trials, each beside the run with the same seed whose setting it changed."""
+    by_name = {run.name: run for run in runs}
+    lines = [
+        "| trial | change | Kendall tau | 95 % interval | minus the run without it | 95 % interval | "
+        "sub-model accuracy (%) |",
+        "|" + " --- |" * 7,
+    ]
+    for run, entry in trials_of(folder):
+        base = by_name[f"{entry['method']}-{run.seed}"]
+        difference = paired_bootstrap(column(run.rows, "reference"), run.predicted, base.predicted, SETTINGS)
+        change = ", ".join(f"{key.rpartition('.')[2]}: {json.dumps(value)}" for key, value in entry["changes"].items())
+        cells = [
+            run.name, f"{base.name}, {change}",
+            number(run.metrics["kendall_tau"]), interval(run.metrics, "kendall_tau"),
+            f"{difference.value:+.3f}", interval({"_low": difference.low, "_high": difference.high}, ""),
+            f"{run.metrics['submodel_accuracy_mean']:.2f} ({base.metrics['submodel_accuracy_mean']:.2f})",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
 def against_full_scale(runs: Sequence[Run], path: Path, architecture: str, accuracy: str) -> dict[str, Any]:
@@ -180,6 +212,8 @@ def block(folder: Path) -> str:
     first, cost = runs[0].metrics, files.read_json(folder / "references_run.json")
     known = {"_low": first["perfect_tau_low"], "_high": first["perfect_tau_high"]}
     text = table(runs, full_scale) + "\n" + differences(runs) + "\n"
+    if tried := trials(folder, runs):
+        text += f"Trials: one setting changed, one seed each, none left out.\n\n{tried}\n"
     text += (
         f"{first['architectures']} architectures; predicted on the {first['split']} split. References: "
         f"{first['reference_seeds']} seeds each, {cost['seconds'] / 3600:.2f} core-hours; split-half tau "
