@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from scipy.stats import kendalltau
 
 from benchmarks import cifar10_report
@@ -33,7 +34,7 @@ def test_the_report_on_cifar10_is_that_of_the_committed_files(page: str) -> None
 
 def test_the_report_on_cifar10_says_what_the_predictions_say() -> None:
     folder, taus, found = ROOT / cifar10_report.RESULTS, dict[str, list[float]](), dict[str, set[int]]()
-    for path in folder.glob("*/predictions.csv"):
+    for path in sorted(folder.glob("*/predictions.csv")):
         rows = list(csv.DictReader(path.read_text().splitlines()))
         assert len(rows) == 63
         method, _, seed = path.parent.name.rpartition("-")
@@ -41,6 +42,15 @@ def test_the_report_on_cifar10_says_what_the_predictions_say() -> None:
         taus.setdefault(method, []).append(kendalltau(reference, predicted).statistic)
         found.setdefault(method, set()).add(int(seed))
     text = cifar10_report.block(folder)
+    trials = yaml.safe_load((ROOT / "benchmarks/cifar10_trials.yaml").read_text(encoding="utf-8"))
+    for method in taus.keys() & trials.keys():
+        for seed, tau in zip(sorted(found.pop(method)), taus.pop(method), strict=True):
+            (line,) = [line for line in text.splitlines() if line.startswith(f"| {method}-{seed} |")]
+            cells = [cell.strip() for cell in line.split("|")[1:-1]]
+            assert cells[1].startswith(f"{trials[method]['method']}-{seed}, ") and cells[2] == f"{tau:.3f}"
+            base = list(csv.DictReader((folder / f"{trials[method]['method']}-{seed}/predictions.csv").open()))
+            other = kendalltau(*([float(row[name]) for row in base] for name in ("reference", "predicted"))).statistic
+            assert cells[4] == f"{tau - other:+.3f}"
     for method, values in taus.items():
         (line,) = [line for line in text.splitlines() if line.startswith(f"| {method} |")]
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
