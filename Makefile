@@ -6,7 +6,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 READY := $(VENV)/.ready
 
-.PHONY: help setup repro snakemake test test-faults test-slurm lint types check preset readme ui sync clean
+.PHONY: help setup repro snakemake test test-faults test-slurm lint types docs check preset readme ui sync clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,13 @@ lint: setup ## check the style of Python and Snakemake files
 
 types: setup ## check the types
 	mypy
+
+docs: $(VENV)/.docs ## build the documentation as a site: site/index.html
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
 
 check: setup ## check params.yaml
 	@python -m workflow.check

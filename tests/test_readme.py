@@ -48,7 +48,8 @@ def test_the_report_on_cifar10_says_what_the_predictions_say() -> None:
             (line,) = [line for line in text.splitlines() if line.startswith(f"| {method}-{seed} |")]
             cells = [cell.strip() for cell in line.split("|")[1:-1]]
             assert cells[1].startswith(f"{trials[method]['method']}-{seed}, ") and cells[2] == f"{tau:.3f}"
-            base = list(csv.DictReader((folder / f"{trials[method]['method']}-{seed}/predictions.csv").open()))
+            base_path = folder / f"{trials[method]['method']}-{seed}/predictions.csv"
+            base = list(csv.DictReader(base_path.read_text().splitlines()))
             other = kendalltau(*([float(row[name]) for row in base] for name in ("reference", "predicted"))).statistic
             assert cells[4] == f"{tau - other:+.3f}"
     for method, values in taus.items():

@@ -1,0 +1,97 @@
+"""The documentation as a site, checked without MkDocs: every page has its place, every link of a page leads to one."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import posixpath
+import re
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+import yaml
+
+import sumnas
+from docs.site import pages
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Loader(yaml.SafeLoader):
+    """Reads mkdocs.yml, in which Python functions have names."""
+
+
+Loader.add_multi_constructor("tag:yaml.org,2002:python/name:", lambda loader, suffix, node: suffix)
+CONFIG = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
+NAV = [page for entry in CONFIG["nav"] for page in entry.values()]
+
+
+def source(page: str) -> Path:
+    """The file that a page is made of."""
+    made = {address: path for path, address in pages.PAGES.items()}
+    return ROOT / made.get(page, f"docs/{page}")
+
+
+def text(page: str) -> str:
+    """What MkDocs gets of a page."""
+    found = source(page).read_text(encoding="utf-8")
+    return pages.turned(pages.from_notebook(found) if source(page).suffix == ".ipynb" else found, page)
+
+
+def anchors(markdown: str) -> set[str]:
+    """The anchors of a page's headings, as Python-Markdown makes them."""
+    bare = re.sub(r"^```.*?^```", "", markdown, flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", bare, re.M)
+    return {
+        re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading.replace("`", ""))).strip("-").lower()
+        for heading in headings
+    }
+
+
+def test_every_document_is_in_the_navigation_once() -> None:
+    documents = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert sorted(NAV) == sorted(documents | set(pages.PAGES.values()))
+    assert all((ROOT / hook).exists() for hook in CONFIG["hooks"])
+
+
+@pytest.mark.parametrize("page", NAV)
+def test_links_of_a_page_lead_to_pages(page: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", text(page)):
+        if urlparse(target).scheme:
+            continue
+        path, _, anchor = target.partition("#")
+        there = posixpath.normpath(posixpath.join(posixpath.dirname(page), path)) if path else page
+        assert source(there).exists(), target
+        assert not there.endswith(".md") or there in NAV, target
+        assert not anchor or anchor in anchors(text(there)), target
+
+
+def test_links_are_turned() -> None:
+    turned = pages.turned
+    assert turned("[a](docs/data.md#own) ![b](docs/images/x.png)", "index.md") == "[a](data.md#own) ![b](images/x.png)"
+    assert turned("[a](../README.md) and [b](../constraints.txt)", "data.md") == "[a](index.md) and b"
+    assert turned("[a](docs/results/quick), [b](https://x.org/docs/y)", "index.md") == "a, [b](https://x.org/docs/y)"
+    assert turned("[a](#own)", "data.md") == "[a](#own)"
+    assert turned("[n](notebooks/quickstart.ipynb)", "install.md") == "[n](quickstart.md)"
+
+
+def test_the_modules_with_pages_are_those_with_public_names() -> None:
+    wanted = set()
+    for found in pkgutil.walk_packages(sumnas.__path__, "sumnas."):
+        if not found.name.endswith("__main__"):
+            members = vars(importlib.import_module(found.name)).items()
+            own = [o for n, o in members if not n.startswith("_") and getattr(o, "__module__", "") == found.name]
+            if any(inspect.isfunction(o) or inspect.isclass(o) or hasattr(o, "callback") for o in own):
+                wanted.add(found.name)
+            elif any(hasattr(o, "callback") for n, o in members if not n.startswith("_")):
+                wanted.add(found.name)  # commands: functions that click has wrapped
+    assert set(pages.modules()) == wanted
+
+
+def test_a_notebook_becomes_markdown() -> None:
+    notebook = (
+        '{"cells": [{"cell_type": "markdown", "source": ["# A\\n", "b"]}, {"cell_type": "code", "source": ["1"]}]}'
+    )
+    assert pages.from_notebook(notebook) == "# A\nb\n\n```python\n1\n```\n"
