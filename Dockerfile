@@ -1,4 +1,4 @@
-# The environment with the pinned versions, and this tree in /sumnas. Over it goes a clone of yours, so that results stay:
+# The environment with the pinned versions, and this tree in /sumnas. Over it goes your clone, so that results stay:
 #   docker build -t sumnas .
 #   docker run --rm -it --user "$(id -u):$(id -g)" -v "$PWD:/sumnas" sumnas snakemake --cores 2
 FROM python:3.11-slim-bookworm
@@ -9,7 +9,7 @@ RUN apt-get update \
 
 WORKDIR /sumnas
 COPY . .
-# Editable: what is mounted over /sumnas is what runs. The mount belongs to another user than the image's, which git refuses.
+# Editable: what is mounted over /sumnas is what runs. Git refuses a folder of another user's unless told.
 RUN pip install --no-cache-dir -c constraints.txt -e . \
     && git config --system --add safe.directory /sumnas
 
