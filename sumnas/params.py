@@ -6,6 +6,7 @@ The models of the blocks stand beside the components that they configure; this f
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -139,7 +140,9 @@ def load(path: Path, named: Iterable[str] = ()) -> Params:
         }
     if not problems:
         problems = [
-            f"{key}: missing; write it out, also where its default is meant" for key in named if not _has(raw, key)
+            f"{key}: missing; write it out, also where its default is meant: {_default(key)}"
+            for key in named
+            if not _has(raw, key)
         ]
     if not problems:
         problems = _combinations(Params(blocks))
@@ -186,6 +189,12 @@ def _has(raw: Any, key: str) -> bool:
             return False
         raw = raw[part]
     return True
+
+
+def _default(key: str) -> str:
+    """Return the line of the file that says what a key's default is."""
+    head, _, name = key.rpartition(".")
+    return f"{name}: {json.dumps(BLOCKS[head].model_fields[name].get_default())}"
 
 
 def _named(

@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import pytest
 import yaml
+
+from sumnas import params
+from workflow.stages import NAMED
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
@@ -48,6 +52,35 @@ def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not urlparse(target).scheme and not target.startswith("#"):
             assert (ROOT / document.parent / target.split("#")[0]).exists(), f"{document}: {target}"
+
+
+def examples() -> dict[str, dict[str, Any]]:
+    """Return the examples of the pages that are whole blocks of params.yaml, by page and line."""
+    found = {}
+    for path in sorted(ROOT.glob("docs/*.md")):
+        text = path.read_text(encoding="utf-8")
+        for match in re.finditer(r"^```yaml\n(.*?)^```$", text, re.M | re.S):
+            blocks = yaml.safe_load(match[1])
+            if {"benchmark", "further", "data"} & set(blocks):
+                found[f"{path.name}:{text.count(chr(10), 0, match.start()) + 1}"] = blocks
+    return found
+
+
+EXAMPLES = examples()
+
+
+def test_the_pages_have_examples_of_every_source() -> None:
+    sources = {blocks[key]["source"] for blocks in EXAMPLES.values() for key in ("benchmark", "data") if key in blocks}
+    assert sources >= {"nats", "nasbench201", "table", "npz", "imagefolder", "CIFAR10"}
+    assert any("further" in blocks for blocks in EXAMPLES.values())
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_can_be_pasted_into_the_default_settings(name: str, tmp_path: Path) -> None:
+    blocks = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**blocks, **EXAMPLES[name]}), encoding="utf-8")
+    loaded = params.load(tmp_path / "params.yaml", NAMED)
+    assert set(EXAMPLES[name]) <= set(loaded.plain())
 
 
 def test_every_strategy_has_its_paragraph_and_formula() -> None:

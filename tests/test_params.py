@@ -43,7 +43,11 @@ CASES: dict[str, tuple[Callable[[Blocks], object], str]] = {
     "missing block": (lambda b: b.pop("ranking"), "ranking: missing block"),
     "a key that an engine looks up": (
         lambda b: b["evaluation"].pop("adaptation_steps"),
-        "evaluation.adaptation_steps: missing; write it out",
+        "evaluation.adaptation_steps: missing; write it out, also where its default is meant: adaptation_steps: 0",
+    ),
+    "a source without pool: null": (
+        lambda b: b.update(benchmark={"source": "nats", "nats": {"path": "x"}}),
+        "benchmark.pool: missing; write it out, also where its default is meant: pool: null",
     ),
     "wrong type": (lambda b: b["supernet"].update(epochs="ten"), "supernet.epochs = 'ten': must be a valid integer"),
     "out of range": (
