@@ -58,12 +58,14 @@ def make(source: Path, folder: Path, count: int) -> None:
 def measure(path: Path, work: Path) -> dict[str, Any]:
     """Run the stage in a folder of its own; return what its run file says."""
     params = yaml.safe_load((ROOT / "presets/quick.yaml").read_text(encoding="utf-8"))
-    params["benchmark"] = {"source": "nats", "nats": {"path": str(path), "incomplete": "accept"}}
+    params["benchmark"] = {"source": "nats", "pool": None, "nats": {"path": str(path), "incomplete": "accept"}}
     work.mkdir()
     (work / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     command = [sys.executable, "-m", "workflow.build_benchmark"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, cwd=work, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    code = subprocess.run(command, cwd=work, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode
+    if code:
+        raise SystemExit(code)  # the stage has said what is wrong
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     run = json.loads((work / "results/benchmark/table.run.json").read_text(encoding="utf-8"))
     return {
