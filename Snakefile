@@ -87,8 +87,9 @@ def tables(*sources, costs=None):
     """The files of published accuracies and costs that a stage reads, where they are: it says what is missing."""
     paths = [(source.get(source.get("source")) or {}).get("path") for source in sources]
     paths.append((costs or {}).get("path"))
-    # Of NATS-Bench's folder its description stands for the 15,625 records.
-    found = [os.path.join(p, "meta.pickle.pbz2") if os.path.isdir(p) else p for p in paths if p]
+    # Of NATS-Bench's folder its description stands for the 15,625 records; where it is absent its .tar file is read.
+    paths = [p if os.path.exists(p) else f"{p.rstrip('/')}.tar" for p in paths if p]
+    found = [os.path.join(p, "meta.pickle.pbz2") if os.path.isdir(p) else p for p in paths]
     return sorted({p for p in found if os.path.isfile(p)})
 
 

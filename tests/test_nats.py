@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import io
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,19 @@ def test_the_archive_is_read_without_unpacking(pristine: tuple[Path, dict[int, A
     assert [path.name for path in tmp_path.iterdir()] == ["simple.tar"]
 
 
+def test_a_path_of_the_folder_finds_the_archive(folder: Path, pristine: tuple[Path, dict[int, Any]]) -> None:
+    archive = folder.with_name("simple.tar")
+    write_tar(archive, pristine[0])
+    (folder / RECORD).write_bytes(b"x")
+    with pytest.raises(UserError, match=rf"simple: {RECORD}: "):  # the folder goes first
+        nats.read(settings(folder), SPACE)
+    shutil.rmtree(folder)
+    assert nats.read(settings(folder), SPACE) == nats.read(settings(pristine[0]), SPACE)
+    archive.write_bytes(b"no archive")
+    with pytest.raises(UserError, match=r"simple\.tar: no whole \.tar file"):
+        nats.read(settings(folder), SPACE)
+
+
 def test_a_link_in_an_archive_is_no_record(pristine: tuple[Path, dict[int, Any]], tmp_path: Path) -> None:
     def link(member: tarfile.TarInfo) -> None:
         if member.name.endswith("000003.pickle.pbz2"):
@@ -246,8 +260,11 @@ def test_a_damaged_file_is_named(name: str, folder: Path) -> None:
 
 
 def test_nothing_is_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no such folder or \.tar file; docs/benchmarks\.md"):
+    message = r"absent: no such folder or \.tar file \(nor a file absent\.tar\); docs/benchmarks\.md"
+    with pytest.raises(UserError, match=message):
         nats.read(settings(tmp_path / "absent"), SPACE)
+    with pytest.raises(UserError, match=r"absent\.tar: no such folder or \.tar file; docs/benchmarks\.md"):
+        nats.read(settings(tmp_path / "absent.tar"), SPACE)
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_fills_the_memory(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 `NATS-tss-v1_0-3ffb9-simple` is a folder, distributed as a .tar file: `meta.pickle.pbz2` with the architecture strings
 in official order, and a record per architecture, `000000.pickle.pbz2` to `015624.pickle.pbz2`: bzip2-compressed
-pickles. The archive is read where it is, without unpacking it to disk.
+pickles. The archive is read where it is, without unpacking it to disk; settings that name the folder find it, too.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ def read(
     `on_done` gets the number of records read so far and their total. UserError names the file that is absent,
     damaged, refused, or of another architecture than its name says.
     """
-    with _archive(Path(settings.path)) as (names, fetch):
-        meta = pickles.load(pickles.unpack(fetch(META), LIMIT, _label(settings, META)), _label(settings, META))
+    path = located(settings.path)
+    with _archive(path) as (names, fetch):
+        meta = pickles.load(pickles.unpack(fetch(META), LIMIT, _label(path, META)), _label(path, META))
         strings = meta.get("meta_archs") if isinstance(meta, dict) else None
-        architectures = index_architectures(strings, space, _label(settings, META))
+        architectures = index_architectures(strings, space, _label(path, META))
         present = {int(name) for name in names if name != META and int(name) < len(architectures)}
-        imported = start(architectures, present, settings, settings.path)
+        imported = start(architectures, present, settings, str(path))
         for done, (index, architecture) in enumerate(imported.indices.items(), 1):
             name = f"{index:06d}"
-            label = _label(settings, name)
+            label = _label(path, name)
             record = pickles.load(pickles.unpack(fetch(name), LIMIT, label), label)
             state = record.get(str(settings.epochs)) if isinstance(record, dict) else None
             if state is None:
@@ -50,9 +51,26 @@ def read(
     return imported
 
 
-def _label(settings: OfficialSettings, name: str) -> str:
+def located(named: str) -> Path:
+    """Return the folder or .tar file that a path names; for a folder that is absent, the .tar file that holds it.
+
+    So settings that name the folder go with the archive as it was fetched. UserError where there is neither.
+    """
+    path = Path(named)
+    archive = path.with_name(f"{path.name}.tar")
+    if path.exists() or not archive.is_file():
+        archive = path
+    if not archive.exists():
+        beside = "" if path.suffix == ".tar" else f" (nor a file {path.name}.tar)"
+        raise UserError(
+            f"{path}: no such folder or .tar file{beside}; docs/benchmarks.md says where the official ones are"
+        )
+    return archive
+
+
+def _label(path: Path, name: str) -> str:
     """Return a file's name for messages."""
-    return f"{settings.path}: {name}{ENDING}"
+    return f"{path}: {name}{ENDING}"
 
 
 def _name(path: str) -> str | None:
@@ -76,8 +94,6 @@ def _archive(path: Path) -> Iterator[tuple[set[str], Callable[[str], bytes]]]:
 
         yield set(inside), fetch
         return
-    if not path.exists():
-        raise UserError(f"{path}: no such folder or .tar file; docs/benchmarks.md says where the official ones are")
     try:
         with tarfile.open(path, "r:") as tar:
             members = {name: member for member in tar if (name := _name(member.name)) and member.isreg()}

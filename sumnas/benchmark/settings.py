@@ -62,7 +62,10 @@ class OfficialSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str = Field(min_length=1, description="nats: the folder or the .tar file; nasbench201: the .pth file")
+    path: str = Field(
+        min_length=1,
+        description="nats: the folder, or the .tar file with or without its ending; nasbench201: the .pth file",
+    )
     dataset: Literal["cifar10", "cifar10-valid", "cifar100", "ImageNet16-120"] = "cifar10"
     epochs: Literal[12, 200] = 200
     split: Literal["train", "validation", "test", "validation_and_test"] = "test"
