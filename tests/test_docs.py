@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from sumnas import params
-from workflow.stages import NAMED
+from workflow.stages import NAMED, STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
@@ -81,6 +81,17 @@ def test_an_example_can_be_pasted_into_the_default_settings(name: str, tmp_path:
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({**blocks, **EXAMPLES[name]}), encoding="utf-8")
     loaded = params.load(tmp_path / "params.yaml", NAMED)
     assert set(EXAMPLES[name]) <= set(loaded.plain())
+
+
+def test_the_examples_for_slurm_name_real_stages() -> None:
+    text = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
+    profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text(encoding="utf-8"))
+    (lines,) = [
+        yaml.safe_load(b) for b in re.findall(r"^```yaml\n(.*?)^```$", text, re.M | re.S) if "set-resources:" in b
+    ]
+    assert set(lines) <= set(profile) and set(lines["set-resources"]) == set(profile["set-resources"]) <= set(STAGES)
+    for wanted in lines["set-resources"].values():
+        assert set(wanted) <= {"gpu", *profile["default-resources"]}
 
 
 def test_every_strategy_has_its_paragraph_and_formula() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from sumnas import params, training
 from sumnas.methods import base as methods
 from sumnas.spaces import base as spaces
 from sumnas.spaces.base import Supernet
+from workflow.score import cases
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
@@ -116,6 +118,54 @@ def test_table_1_says_what_each_training_costs() -> None:
         assert re.search(rf"= {count:,}\b", told("table1", name)), (name, count)
         pages = (ROOT / "docs/reproduction.md").read_text()
         assert re.search(rf"^\| `{name}` .*\b{count:,}\b", pages, re.M), (name, count)
+
+
+FULL_SCALE = ("cifar10-paper", "table1", "lr-sensitivity", "fairnas-epochs")
+
+
+def test_the_page_says_what_full_scale_costs() -> None:
+    page = (ROOT / "docs/reproduction.md").read_text()
+    table = page[page.index("| paper | command |") :].partition("\n\n")[0]
+    for preset in ("lr-sensitivity", "fairnas-epochs"):
+        loaded = load(preset)
+        total = sum(passes(preset, name)[0] for name in loaded.methods) * len(loaded.run.seeds)
+        assert re.search(rf"{preset}.*\| {total:,} \|", table), (preset, total)
+    loaded, seeds = load("cifar10-paper"), 3
+    assert len(loaded.run.seeds) == seeds
+    count = {name: passes("cifar10-paper", name)[0] for name in loaded.methods}
+    for name in ("spos", "fairnas"):
+        assert re.search(rf"\| `{name}`, 3 seeds \| {count[name]:,} \| {seeds * count[name]:,} \|", table)
+    assert f"| {seeds * sum(count[f'sumnas-k{k}'] for k in range(2, 7)):,} |" in table
+
+    groups = cases(spaces.build(loaded.space), flatten=loaded.search.memoise == "function")
+    assert f"{len(groups):,} sub-models a run, for the best of the {sum(map(len, groups)):,}" in page
+    images = len(groups) * (loaded.calibration.images + 10_000)  # of CIFAR-10's test images, as evaluation.split says
+    runs = len(loaded.run.methods) * seeds
+    assert loaded.evaluation.split == "test" and f"{images / 1e6:.1f} million images forward a run" in table
+    assert f"| {runs * images / 1e6:,.0f} million images |" in table and f"{images / 64e6:.2f} million batches" in page
+    share = -(-len(groups) // len(loaded.run.shards))
+    assert f"{share:,} sub-models a shard" in (ROOT / "docs/cluster.md").read_text()
+    networks = runs * len(loaded.search.limits)
+    own = loaded.retrain.recipe.epochs * 50_000
+    assert f"{len(loaded.search.limits)} × {runs} = {networks} networks of {own // 10**6} million images" in page
+    assert f"{own // 64:,} passes of 64 each" in page
+
+
+def test_full_scale_presets_retrain_nothing_that_the_benchmark_knows() -> None:
+    for preset in FULL_SCALE:
+        assert not load(preset).retrain.enabled and load(preset).retrain.recipe.epochs == 200
+
+
+def test_table_7_has_four_outer_rates_of_one_pair_of_schedules_or_all() -> None:
+    methods, page = load("lr-sensitivity").methods, (ROOT / "docs/reproduction.md").read_text()
+    for hundredths in ("01", "05", "25"):
+        paper = fnmatch.filter(methods, f"lr{hundredths}-*-cosine-constant")
+        assert sorted(methods[name].outer_learning_rate for name in paper) == [0.2, 1, 5, 15]
+        assert {(methods[name].outer_schedule, methods[name].inner_schedule) for name in paper} == {
+            ("cosine", "constant")
+        }
+        assert f"'lr{hundredths}-*-cosine-constant'" in page and f"'lr{hundredths}-*'" in page
+        assert len(fnmatch.filter(methods, f"lr{hundredths}-*")) == 16
 
 
 def test_the_methods_of_table1_cpu_see_equally_many_images() -> None:

@@ -1,6 +1,6 @@
-"""Mean Kendall tau over groups of methods, such as all those of one learning rate (table 7 of the paper).
+"""Mean Kendall tau over groups of methods, such as those of one product of learning rates (table 7 of the paper).
 
-    python -m workflow.means 'lr01-*' 'lr05-*' 'lr25-*'
+    python -m workflow.means 'lr01-*-cosine-constant' 'lr05-*-cosine-constant' 'lr25-*-cosine-constant'
 
 Each pattern names the methods of one group; their taus, each a mean over its seeds, come from the summary.
 """
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m workflow.means", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("patterns", nargs="+", metavar="PATTERN", help="such as 'lr01-*'")
+    parser.add_argument("patterns", nargs="+", metavar="PATTERN", help="such as 'lr01-*-cosine-constant'")
     with reporting("means"):
         print("| methods | count | mean tau | std |\n| --- | --- | --- | --- |")
         for pattern, count, mean, std in rows(parser.parse_args().patterns):
