@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from sumnas import params, training
+from sumnas.datasets import npz
+from sumnas.errors import UserError
 from sumnas.methods import base as methods
 from sumnas.spaces import base as spaces
 from sumnas.spaces.base import Supernet
@@ -180,6 +182,22 @@ def test_the_methods_of_table1_cpu_see_equally_many_images() -> None:
     own["supernet"]["probe_every"] = 15  # changes no weight
     same = {k: v for k, v in loaded.plain().items() if k not in ("run", "methods")}
     assert same == {k: v for k, v in own.items() if k not in ("run", "methods")}
+
+
+@pytest.mark.parametrize("name", ["cifar10-cpu", "table1-cpu"])
+def test_a_preset_without_its_file_says_the_line_that_fetches_cifar10(name: str, tmp_path: Path) -> None:
+    text = (ROOT / f"presets/{name}.yaml").read_text()
+    found = re.search(r"^# (data: \{.*\})$", text, re.M)
+    assert found
+    for page in ("README.md", "docs/reproduction.md"):
+        assert found[1] in (ROOT / page).read_text(), page
+    pasted = re.sub(r"^data:\n(  .*\n)+", found[1] + "\n", text, flags=re.M)
+    (tmp_path / "params.yaml").write_text(pasted)
+    loaded, own = params.load(tmp_path / "params.yaml"), load(name)
+    assert (loaded.data.source, loaded.data.resize, loaded.data.path) == ("CIFAR10", own.space.image_size, None)
+    assert (loaded.data.validation, loaded.data.seed) == (own.data.validation, own.data.seed)
+    with pytest.raises(UserError, match=r"cifar10_16x16\.npz: no such file .* such as CIFAR10, without data\.path"):
+        npz.read(tmp_path / own.data.path)
 
 
 def test_the_second_half_has_the_papers_settings() -> None:
