@@ -67,8 +67,8 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
                     raise UserError(f"{path}: {name} is damaged ({_text(error)}); {damaged}") from None
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such file (data.path); make it and put it there, or set data.source to a set that is fetched, such "
-            "as CIFAR10, without data.path: docs/data.md"
+            f"{path}: no such file (data.path); put it there, or set data.source to a set that is fetched, "
+            "such as CIFAR10, without data.path: docs/data.md"
         ) from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder (data.path); source npz takes one .npz file") from None
