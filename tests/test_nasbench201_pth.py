@@ -99,8 +99,9 @@ def test_too_little_memory_is_said_before_the_file_is_read(
 ) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       99999999 kB\nMemFree:    1 kB\nMemAvailable:   2000000 kB\n")
-    assert nasbench201_pth.available_memory(meminfo) == 2_048_000_000
-    assert nasbench201_pth.available_memory(tmp_path / "absent") is None
+    none = tmp_path / "absent"
+    assert nasbench201_pth.available_memory(meminfo, none, none) == 2_048_000_000
+    assert nasbench201_pth.available_memory(none, none, none) is None
     here = nasbench201_pth.available_memory()
     assert here is not None and 0 < here <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -111,6 +112,32 @@ def test_too_little_memory_is_said_before_the_file_is_read(
     message = r"large\.pth: takes about 40\.0 GB of memory to read, 16\.0 GB are free; use NATS-Bench's files"
     with pytest.raises(UserError, match=message):
         nasbench201_pth.read(settings(large), SPACE)
+
+
+MEMBERSHIPS = {
+    # What a process is told of its groups, files under /sys/fs/cgroup, and what is free of 2,048,000,000 bytes.
+    "version 2": ("0::/job/step\n", {"memory.max": "max", "job/memory.max": "900", "job/step/memory.max": "max"}, 900),
+    "a container": ("0::/of/the/host\n", {"memory.max": "700\n"}, 700),
+    "no limit": ("0::/\n", {"memory.max": "max\n"}, 2_048_000_000),
+    "a limit above what is free": ("0::/\n", {"memory.max": f"{1 << 40}\n"}, 2_048_000_000),
+    "version 1": (
+        "9:cpu,cpuacct:/cpu\n8:memory:/slurm/job\n",
+        {"memory/memory.limit_in_bytes": "9223372036854771712", "memory/slurm/memory.limit_in_bytes": "800",
+         "memory/cpu/memory.limit_in_bytes": "1"}, 800,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEMBERSHIPS)
+def test_a_limit_of_the_job_or_container_counts(name: str, tmp_path: Path) -> None:
+    membership, limits, expected = MEMBERSHIPS[name]
+    (tmp_path / "meminfo").write_text("MemAvailable:   2000000 kB\n")
+    (tmp_path / "cgroup").write_text(membership)
+    for file, text in limits.items():
+        (tmp_path / "fs" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / file).write_text(text)
+    where = (tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "fs")
+    assert nasbench201_pth.available_memory(*where) == expected
 
 
 class Call:

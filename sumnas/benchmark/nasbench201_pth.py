@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sumnas.benchmark import pickles
@@ -57,13 +57,36 @@ def needed_memory(path: Path) -> int:
     return int(MEMORY_FACTOR * path.stat().st_size)
 
 
-def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Return how many bytes of memory are free for use; None where the system does not tell."""
+def available_memory(
+    meminfo: Path = Path("/proc/meminfo"),
+    membership: Path = Path("/proc/self/cgroup"),
+    groups: Path = Path("/sys/fs/cgroup"),
+) -> int | None:
+    """Return how many bytes of memory are free for use; None where the system does not tell.
+
+    That is what the machine has available, or less where the process is in control groups (of a container or a Slurm
+    job) that may use less: exceeding their limit kills it.
+    """
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", _text(meminfo), re.M)
+    sizes = [int(found[1]) * 1024] if found else []
+    # Version 2 has one line, "0::/path"; version 1 a line per controller, "9:memory:/path". In a container the path may
+    # be the host's and lead nowhere here; its own limit then stands at the top.
+    for controllers, own in re.findall(r"^\d+:([^:]*):(/.*)$", _text(membership), re.M):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, name = (groups / "memory", "memory.limit_in_bytes") if controllers else (groups, "memory.max")
+        group = PurePosixPath(own)
+        texts = [_text(top / part.relative_to("/") / name).strip() for part in (group, *group.parents)]
+        sizes += [int(text) for text in texts if text.isdecimal()]  # "max": no limit
+    return min(sizes, default=None)
+
+
+def _text(path: Path) -> str:
+    """Return what a file of the system says; nothing where it is not there."""
     try:
-        found = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo.read_text(encoding="ascii"), re.M)
-    except (OSError, UnicodeDecodeError):
-        return None
-    return int(found[1]) * 1024 if found else None
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _load(path: Path) -> Any:
