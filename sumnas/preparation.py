@@ -8,11 +8,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sumnas import files, resizing, seeding
 from sumnas.datasets import base, folder, npz, published, splitting
@@ -27,17 +27,18 @@ IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
 """The mean and standard deviation that networks for ImageNet are published with, on values 0 to 255."""
 
 
+Source = Literal["digits", "npz", "imagefolder", "CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "SVHN"]
+
+
 class DataSettings(BaseModel):
     """Block `data`: what `prepare_data` writes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: Literal[
-        "digits", "npz", "imagefolder", "CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "SVHN"
-    ] = Field(
+    source: Source = Field(
         description="digits: scikit-learn's 1,797 handwritten digits, 8x8, 10 classes; npz: the arrays of `path`; "
         "imagefolder: the pictures under `path`; else a published set, fetched where it is not there"
-    )  # fmt: skip
+    )
     path: str | None = Field(
         None, description=f"npz: the file; imagefolder: the folder; published sets: of their files, default {RAW}"
     )
@@ -66,6 +67,17 @@ class DataSettings(BaseModel):
         "estimated", description="imagefolder: mean and standard deviation from a sample, or ImageNet's usual ones"
     )
     seed: int = Field(ge=0)
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _known(cls, source: object) -> object:
+        """Say how a set comes in that is not among those fetched, such as torchvision's other ones."""
+        if source not in (known := get_args(Source)):
+            raise ValueError(
+                f"must be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}; images of any other set come in as "
+                "source npz (arrays in one file) or imagefolder (a folder per class): docs/data.md"
+            )
+        return source
 
     @model_validator(mode="after")
     def _fits_source(self) -> DataSettings:

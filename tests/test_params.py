@@ -75,6 +75,12 @@ CASES: dict[str, tuple[Callable[[Blocks], object], str]] = {
         lambda b: b["sampling"].update(strategy="macs", count=99),
         "sampling.count = 99: the benchmark has only 40",
     ),
+    "a set that is not fetched": (
+        lambda b: b["data"].update(source="STL10"),
+        "data.source = 'STL10': must be 'digits', 'npz', 'imagefolder', 'CIFAR10', 'CIFAR100', 'FashionMNIST', "
+        "'KMNIST', 'MNIST' or 'SVHN'; images of any other set come in as source npz (arrays in one file) or imagefolder",
+    ),
+    "a list of sources": (lambda b: b["data"].update(source=["npz"]), "data.source = ['npz']: must be 'digits', 'npz'"),
     "no images left": (lambda b: b["data"].update(test=0.9), "data.validation + data.test = 1.1: must be below 1"),
     "no table": (lambda b: b["benchmark"].update(source="table"), "no block benchmark.table"),
     "image size": (lambda b: b["space"].update(image_size=6), "space.image_size = 6: must be a multiple of 4"),
