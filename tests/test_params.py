@@ -78,7 +78,7 @@ CASES: dict[str, tuple[Callable[[Blocks], object], str]] = {
     "a set that is not fetched": (
         lambda b: b["data"].update(source="STL10"),
         "data.source = 'STL10': must be 'digits', 'npz', 'imagefolder', 'CIFAR10', 'CIFAR100', 'FashionMNIST', "
-        "'KMNIST', 'MNIST' or 'SVHN'; images of any other set come in as source npz (arrays in one file) or imagefolder",
+        "'KMNIST', 'MNIST' or 'SVHN'; images of any other set come in as source npz (arrays in one file) or image",
     ),
     "a list of sources": (lambda b: b["data"].update(source=["npz"]), "data.source = ['npz']: must be 'digits', 'npz'"),
     "no images left": (lambda b: b["data"].update(test=0.9), "data.validation + data.test = 1.1: must be below 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,18 @@ def test_feasible_draws_where_members_are_rare_but_many() -> None:
     assert len(set(drawn)) == 50 and all(map(feasible.admits, drawn)) and feasible.members is None
     assert max(map(feasible.cost, drawn)) <= 30
     assert np.mean(drawn, axis=0)[1:].min() > 0  # every free layer gets its share of the slack
+
+
+@with_table
+def test_the_floors_that_the_page_names_drop_chance_and_nothing_that_has_learnt() -> None:
+    page = (Path(__file__).parents[1] / "docs/benchmarks.md").read_text(encoding="utf-8")
+    told = re.search(r"(\d+\.\d+) for `cifar100`, (\d+\.\d+) for `ImageNet16-120`", page)
+    assert told
+    floors = {"cifar10_test_acc": (10.0, 10), "cifar100_test_acc": (float(told[1]), 100),
+              "imagenet16_test_acc": (float(told[2]), 120)}  # fmt: skip
+    for name, (floor, classes) in floors.items():
+        accuracy = column(name)
+        accuracy[np.abs(accuracy - 100 / classes) < 1e-4] = 100 / classes  # the table has four digits
+        by_floor = by_interval(accuracy, 10**6, floor)
+        assert accuracy[by_floor].min() == accuracy[accuracy > 100 / classes].min(), name
+    assert ((accuracy > 1) & (accuracy < 10)).any()  # what CIFAR-10's floor would drop, of ImageNet16-120's
