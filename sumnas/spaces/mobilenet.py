@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from sumnas.spaces import costs
 from sumnas.spaces.base import Architecture, Block, Costs, Space, Supernet
+
+if TYPE_CHECKING:
+    from sumnas.lockstep.rounds import FairRound
 
 CHOICES = tuple((expansion, kernel) for expansion in (3, 6) for kernel in (3, 5, 7))
 """(expansion, kernel) of every operator, in the order of their indices."""
@@ -198,6 +201,14 @@ class Network(Supernet):
             chosen = layer if architecture is None else (architecture[number],)
             x = torch.stack([row[o] * layer[o](x) for o in chosen]).sum(0)
         return self._classify(x)
+
+    def lockstep(self, images: Tensor, fair: FairRound) -> Tensor:
+        """Return the logits [m, N, classes] of all paths of a round.
+
+        Operators of a block differ in their inner widths and kernels, so each runs alone, on its path's slice.
+        """
+        x = fair.chain(fair.first("stem", images), [list(layer.values()) for layer in self.operators])
+        return fair.shared("classifier", fair.shared("head", x).mean((3, 4)))
 
     def macs(self, architecture: Architecture) -> float:
         """Multiply-adds of the sub-model as a stand-alone network, in millions."""
