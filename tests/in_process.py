@@ -26,10 +26,10 @@ def begin(folder: Path, patch: pytest.MonkeyPatch, change: Callable[[dict[str, A
     Path("params.yaml").write_text(yaml.safe_dump(settings))
 
 
-def run(run: str, stages: Iterable[str]) -> None:
-    """Call the stages one after another, for one run and the only shard."""
+def run(run: str, stages: Iterable[str], shard: int = 0) -> None:
+    """Call the stages one after another, for one run and one shard."""
     for name in stages:
         stage = STAGES[name]
         given = {"run": run} if "seed" in stage.per else {"method": run.rpartition("-")[0]}
-        arguments = argparse.Namespace(**given, **({"shard": 0} if "shard" in stage.per else {}))
+        arguments = argparse.Namespace(**given, **({"shard": shard} if "shard" in stage.per else {}))
         importlib.import_module(f"workflow.{name}").main(make_job(stage, arguments))
