@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.workflow.conftest import Clone
+from tests.workflow.conftest import Clone, changed
+from workflow.score import BLOCK
 from workflow.stages import STAGES
 
 KILLS = int(os.environ.get("SUMNAS_TEST_KILLS", "10"))
@@ -55,8 +58,30 @@ def start(clone: Clone, stage: str, arguments: tuple[str, ...]) -> subprocess.Po
     )
 
 
+def exhaustive(params: dict[str, Any]) -> None:
+    """Settings with which shard 0 has three blocks of sub-models to score: one in sixty of all."""
+    params["search"] |= {"strategy": "exhaustive"}
+    params["run"] |= {"shards": list(range(60))}
+
+
+@pytest.fixture
+def scoring(undisturbed: Clone) -> Iterator[Clone]:
+    """The clone with an exhaustive search's first scores: an evolution, as the others have it, needs none."""
+    (path,) = outputs(undisturbed, "score")
+    before = path.read_bytes()
+    with changed(undisturbed, exhaustive):
+        undisturbed.run(sys.executable, "-m", "workflow.score", "--run", "sumnas-k2-0", "--shard", "0")
+        assert path.read_bytes().count(b"\n") > 3 * BLOCK
+        yield undisturbed
+    path.write_bytes(before)
+
+
 @pytest.mark.parametrize(("stage", "arguments"), STAGES_AND_ARGUMENTS, ids=[s for s, _ in STAGES_AND_ARGUMENTS])
-def test_killed_again_and_again(undisturbed: Clone, stage: str, arguments: tuple[str, ...]) -> None:
+def test_killed_again_and_again(
+    undisturbed: Clone, request: pytest.FixtureRequest, stage: str, arguments: tuple[str, ...]
+) -> None:
+    if stage == "score":
+        request.getfixturevalue("scoring")
     clone, files = undisturbed, outputs(undisturbed, stage)
     expected = {path: path.read_bytes() for path in files}
     rng = random.Random(f"{stage} kills")
