@@ -1,4 +1,4 @@
-"""Figures that only some summaries have: rankings against further accuracies, and the methods' own choices.
+"""Figures that only some summaries have: against further accuracies, the methods' own choices, of all sub-models.
 
 Every function gives nothing where the runs have none of them, so that a summary without them does not speak of them.
 """
@@ -56,6 +56,18 @@ def of_method(rankings: Sequence[Ranking]) -> dict[str, Any]:
     return found
 
 
+def of_scores(founds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return mean and spread of all sub-models' accuracies, where searches were exhaustive: means over seeds."""
+    scores = [found["scores"] for found in founds if "scores" in found]
+    if not scores or len(scores) < len(founds):
+        return {}
+    return {
+        "scores_count": scores[0]["count"],
+        "scores_mean": mean([s["mean"] for s in scores]),
+        "scores_std": mean([s["std"] for s in scores]),
+    }
+
+
 def of_baseline(ranking: Ranking, baseline: str) -> dict[str, Any]:
     """Return a trivial predictor's taus against further accuracies."""
     return {
@@ -68,7 +80,8 @@ def of_baseline(ranking: Ranking, baseline: str) -> dict[str, Any]:
 def headings(summary: Mapping[str, Any]) -> list[str]:
     """Return the headings of the further columns of the table of methods."""
     names = [f"tau on {name}" for name in summary.get("further", ())]
-    return names + ["own choice: true (%)"] * _any_own_choice(summary)
+    names += ["own choice: true (%)"] * _any_own_choice(summary)
+    return names + ["all sub-models' accuracy (%)"] * any_scores(summary)
 
 
 def cells(summary: Mapping[str, Any], method: Mapping[str, Any]) -> list[str]:
@@ -81,6 +94,9 @@ def cells(summary: Mapping[str, Any], method: Mapping[str, Any]) -> list[str]:
     if _any_own_choice(summary):
         own = "derived_architectures" in method
         found.append(with_spread(percent(method["derived_accuracy"]), method["derived_accuracy_std"], 2) if own else "")
+    if any_scores(summary):
+        known = "scores_mean" in method
+        found.append(f"{percent(method['scores_mean'])} (spread {percent(method['scores_std'])})" if known else "")
     return found
 
 
@@ -90,7 +106,7 @@ def baseline_cells(summary: Mapping[str, Any], baseline: Mapping[str, Any]) -> l
         f"{number(baseline[f'_on_{name}'])} {interval(dict(baseline), f'_on_{name}')}"
         for name in summary.get("further", ())
     ]
-    return found + [""] * _any_own_choice(summary)
+    return found + [""] * (_any_own_choice(summary) + any_scores(summary))
 
 
 def notes(summary: Mapping[str, Any]) -> str:
@@ -103,7 +119,18 @@ def notes(summary: Mapping[str, Any]) -> str:
             ' "own choice" is the architecture that a training itself ended with, without a ranking (-: not in the '
             "table; empty: the method makes none); metrics.json has its string and costs."
         )
+    if any_scores(summary):
+        counts = sorted({m["scores_count"] for m in summary["methods"].values() if "scores_count" in m})
+        text += (
+            f' "all sub-models" are the {" or ".join(map(str, counts))} that an exhaustive search scored; "sub-model '
+            'accuracy" is of the ranked ones.'
+        )
     return text
+
+
+def any_scores(summary: Mapping[str, Any]) -> bool:
+    """Whether some method has the accuracies of all sub-models."""
+    return any("scores_mean" in method for method in summary["methods"].values())
 
 
 def _any_own_choice(summary: Mapping[str, Any]) -> bool:

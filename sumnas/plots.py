@@ -31,7 +31,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Spread:
-    """One run's sub-models: their accuracies in percent, with mean and standard deviation as recorded."""
+    """One run's sub-models: accuracies in percent, with mean and standard deviation as recorded, of these or of all."""
 
     label: str
     group: str
@@ -121,7 +121,7 @@ def curves(path: Path, panels: Sequence[tuple[str, Sequence[Curve]]]) -> None:
 
 
 def spreads(path: Path, rows: Sequence[Spread], xlabel: str, title: str) -> None:
-    """Draw every run's sub-models as dots, with their mean and standard deviation (paper fig. 3, right)."""
+    """Draw every run's sub-models as strokes, and the mean and standard deviation (paper fig. 3, right)."""
     colour = colours([row.group for row in rows])
     with drawn(path, 5.2, 0.9 + 0.5 * len(rows)) as figure:
         axes = _axes(figure)

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from sumnas import chains, charts, drawing, files, plots
+from sumnas import chains, charts, columns, drawing, files, plots
 from sumnas import summary as summaries
 from sumnas.cautions import cautions
 from sumnas.errors import UserError
@@ -50,20 +50,33 @@ def draw_figures(folder: Path, results: Results, cells: list[Cell], operators: t
         ("validation loss of probes", _curves(results, "probe_loss")),
     ]
     plots.curves(folder / FIGURES[1], [(label, curves) for label, curves in panels if curves])
-    spreads = [
-        plots.Spread(
-            run.name, run.method, [float(row["predicted"]) for row in run.predictions],
-            run.ranking["submodel_accuracy_mean"], run.ranking["submodel_accuracy_std"],
-        )
-        for run in results.runs
-    ]  # fmt: skip
-    title = f"{count} sub-models each: mean ± standard deviation"
+    spreads, title = _spreads(results)
     plots.spreads(folder / FIGURES[2], spreads, f"accuracy with shared weights, {split} split (%)", title)
     panels_ = [
         drawing.Panel("\n".join([f"cell {c.number}, {c.macs:.4g}M", *shortened(c.found_by)]), c.edges, c.chain)
         for c in cells if c.edges is not None
     ]  # fmt: skip
     drawing.cells(folder / FIGURES[3], panels_, operators)
+
+
+def shows_all(results: Results) -> bool:
+    """Whether mean and spread can be those of all sub-models: every search was exhaustive (paper fig. 3, right)."""
+    return all(run.found.get("scores", {}).get("std") is not None for run in results.runs)
+
+
+def _spreads(results: Results) -> tuple[list[plots.Spread], str]:
+    """Return each run's strokes, mean and spread, and the figure's title; mixed searches show the ranked ones."""
+    whole, rows = shows_all(results), []
+    for run in results.runs:
+        ranked = {key: run.ranking[f"submodel_accuracy_{key}"] for key in ("mean", "std")}
+        shown = run.found["scores"] if whole else ranked
+        strokes = [float(row["predicted"]) for row in run.predictions]
+        rows.append(plots.Spread(run.name, run.method, strokes, shown["mean"], shown["std"]))
+    count = results.summary["architectures"]
+    if not whole:
+        return rows, f"{count} ranked sub-models each: mean ± standard deviation"
+    scored = results.runs[0].found["scores"]["count"]
+    return rows, f"all {scored} sub-models: mean ± standard deviation\n(strokes: the {count} ranked)"
 
 
 def _drawing(cell: Cell, operators: tuple[str, ...]) -> bytes:
@@ -107,6 +120,8 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
         baselines=summaries.BASELINES,
         runs=runs,
         further=summary.get("further", {}),
+        scores=columns.any_scores(summary),
+        shows_all=shows_all(results),
         choices=[item for item in runs if "derived_architecture" in item["run"].ranking],
         passes={name: _mean_passes(results, name) for name in summary["methods"]},
         limits=[entry["label"] for entry in next(iter(summary["methods"].values()))["found"]],

@@ -117,6 +117,7 @@ def _method(runs: Sequence[Run]) -> dict[str, Any]:
     reasons = [r.ranking["kendall_tau_reason"] for r in runs]
     result["kendall_tau_reason"] = next((reason for reason in reasons if reason), None)
     result |= columns.of_method([r.ranking for r in runs])
+    result |= columns.of_scores([r.found for r in runs])
     result["seeds"] = [r.seed for r in runs]
     result["found"] = []
     for index, entry in enumerate(runs[0].found["found"]):

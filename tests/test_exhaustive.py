@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from sumnas.spaces.nasbench201 import NASBench201, terms
 from tests.cells import ALL, PAPER
 from tests.in_process import begin, run
 from workflow import score
-from workflow.search import oracle
+from workflow.search import oracle, spread
 
 RUN = "spos-0"
 SCORES, RESULTS = Path(f"results/scores/{RUN}"), Path(f"results/search/{RUN}")
@@ -239,6 +240,16 @@ def test_the_best_and_the_oracle_under_limits_are_those_of_brute_force(
     for key in ("benchmark_best", "architecture"):
         assert len({entry[key] for entry in result["found"]}) > 1  # the limits bind
     assert result["scored"] == len(rows_of(RESULTS / "scored.csv")) == len(CONNECTED)
+    values = list(scores().values())
+    assert result["scores"].pop("count") == len(CONNECTED)
+    assert result["scores"] == pytest.approx({"mean": statistics.mean(values), "std": statistics.stdev(values)})
+
+
+def test_an_evolution_tells_nothing_of_all(project: Path) -> None:
+    change(lambda settings: settings["search"].update(strategy="evolution", limits=[None]))
+    run(RUN, ["score", "search"])
+    assert scores() == {} and "scores" not in json.loads((RESULTS / "found.json").read_text())
+    assert spread([90.0]) == {"count": 1, "mean": 90.0, "std": None}
 
 
 def test_limits_that_nothing_meets_and_costs_that_are_not_there_are_named(project: Path) -> None:

@@ -67,11 +67,26 @@ def main(job: Job) -> str:
         "benchmark_best": float(known.accuracy.max()),
         "found": entries,
     }
+    if settings.strategy == "exhaustive":
+        result["scores"] = spread([value for _, value in scored])
     write_scored(job, space, scored, entries)
     files.write_json(job.path(FOUND), result)
     last = entries[-1]
     best_found = f"best predicted {last['predicted']:.2f} % at {last['macs']:.4g}M MACs"
     return f"{len(scored)} scored, {best_found} -> {job.path(FOUND)}"
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Return count, mean and standard deviation of all sub-models' accuracies in percent (paper fig. 3, right).
+
+    Each architecture counts, those that share a score too. One alone has no standard deviation: None.
+    """
+    several = len(values) > 1
+    return {
+        "count": len(values),
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if several else None,
+    }
 
 
 def write_scored(job: Job, space: Space, scored: Scored, entries: Sequence[Mapping[str, Any]]) -> None:
