@@ -18,6 +18,7 @@ from sumnas.methods import base
 from sumnas.methods.base import Method
 from sumnas.paths import strictly_fair_paths
 from sumnas.spaces.base import Architecture, Supernet
+from tests.chains import space
 from tests.steps import SEED, TOTAL, rounds_for, supernet
 
 
@@ -148,7 +149,9 @@ def test_a_captured_function_refuses_another_shape() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: chain(2), lambda: supernet(channels=4, image_size=8)], ids=["chain", "nasbench201"]
+    "make",
+    [lambda: chain(2), lambda: supernet(channels=4, image_size=8), lambda: space(image_size=8).supernet().double()],
+    ids=["chain", "nasbench201", "mobilenet"],
 )
 def test_one_trace_serves_every_draw_of_paths(make: Any) -> None:
     """`torch.compile` gets the whole forward as one graph, once; it would be traced again if values entered it."""
