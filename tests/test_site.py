@@ -58,7 +58,7 @@ def test_every_document_is_in_the_navigation_once() -> None:
 
 @pytest.mark.parametrize("page", NAV)
 def test_links_of_a_page_lead_to_pages(page: str) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", text(page)):
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```", "", text(page), flags=re.M | re.S)):
         if urlparse(target).scheme:
             continue
         path, _, anchor = target.partition("#")
@@ -71,6 +71,7 @@ def test_links_of_a_page_lead_to_pages(page: str) -> None:
 def test_links_are_turned() -> None:
     turned = pages.turned
     assert turned("[a](docs/data.md#own) ![b](docs/images/x.png)", "index.md") == "[a](data.md#own) ![b](images/x.png)"
+    assert turned("```\nx[0](y.md)\n```\n[a](docs/data.md)", "index.md") == "```\nx[0](y.md)\n```\n[a](data.md)"
     assert turned("[a](../README.md) and [b](../constraints.txt)", "data.md") == "[a](index.md) and b"
     assert turned("[a](docs/results/quick), [b](https://x.org/docs/y)", "index.md") == "a, [b](https://x.org/docs/y)"
     assert turned("[a](#own)", "data.md") == "[a](#own)"

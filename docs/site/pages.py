@@ -23,6 +23,7 @@ PAGES = {
     "docs/notebooks/quickstart.ipynb": "quickstart.md",
 }
 """Files of the clone that become pages, by their page's address."""
+CODE = re.compile(r"(^```.*?^```)", re.M | re.S)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -83,7 +84,8 @@ def turned(markdown: str, page: str) -> str:
             return text
         return f"{image}[{text}]({posixpath.relpath(there, posixpath.dirname(page) or '.')}{mark}{anchor})"
 
-    return LINK.sub(turn, markdown)
+    parts = CODE.split(markdown)  # at odd places code, in which brackets are no links
+    return "".join(part if number % 2 else LINK.sub(turn, part) for number, part in enumerate(parts))
 
 
 def from_notebook(text: str) -> str:
