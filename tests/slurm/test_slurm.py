@@ -58,7 +58,7 @@ def test_every_result_comes_from_a_slurm_job(slurm: Slurm, finished: Finished) -
     folder, jobs = finished.clone.folder, {job["id"]: job for job in slurm.jobs()}
     written = [json.loads(p.read_text()) for top in ("results", "data") for p in (folder / top).rglob("*run.json")]
     by_job = {record["slurm_job"]: record["stage"] for record in written}
-    assert len(by_job) == len(written) == 19
+    assert len(by_job) == len(written) == 20
     for number, stage in by_job.items():
         assert jobs[number]["state"] == "COMPLETED" and jobs[number]["rule"].startswith(f"rule_{stage}")
 
