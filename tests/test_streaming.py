@@ -27,6 +27,11 @@ from sumnas.preparation import DataSettings, prepare
 from sumnas.spaces import nasbench201
 from sumnas.training import Heldout
 
+# A loader that ends by an error closes its queues while torch's own feeding thread may still be writing to one.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception in thread QueueFeederThread:pytest.PytestUnhandledThreadExceptionWarning"
+)
+
 SIZE = 8
 RANDOM = Augmentation(flip=True, resized_crop=0.3)
 
