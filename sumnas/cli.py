@@ -104,6 +104,27 @@ def draw(architecture: str, output: Path, settings: Path) -> None:
     click.echo(output)
 
 
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("network"), show_default=True)
+@click.option("--network", "which", help="which one, where several were retrained: its limit (0.3, none) or string")
+@click.option("--prepared", type=click.Path(path_type=Path), default=Path("data/prepared"), show_default=True)
+@click.option("--onnx/--no-onnx", default=None, help="network.onnx too  [default: where its packages are installed]")
+def export(folder: Path, output: Path, which: str | None, prepared: Path, onnx: bool | None) -> None:
+    """Hand over a retrained network of FOLDER (results/retrain/<run>, results/one) as files that need only torch."""
+    from sumnas.handover import bundle, retrained
+
+    missing = bundle.missing_for_onnx() if onnx is not False else []
+    remedy = f"needs further packages: pip install {' '.join(missing)}"
+    if missing and onnx:
+        raise UserError(f"--onnx: {remedy}")
+    found = retrained.load(folder, which)
+    differences = bundle.write(found, prepared, output, onnx=onnx is not False and not missing)
+    if missing:
+        click.echo(f"sumnas: note: no network.onnx, which {remedy}", err=True)
+    click.echo(f"{', '.join(differences)}: differ by at most {max(differences.values()):.2g} -> {output}")
+
+
 @main.command("import-benchmark")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("table.csv"), show_default=True)
 @PARAMS

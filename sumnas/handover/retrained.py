@@ -1,0 +1,77 @@
+"""One trained network from the files of a retraining: results/retrain/<run>/, or results/one/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import nn
+
+from sumnas import files
+from sumnas.errors import UserError
+from sumnas.spaces import base
+from sumnas.spaces.base import Architecture, Space
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """A network in evaluation mode, on the CPU, and what the files say of it.
+
+    `entry` has architecture, macs and params (millions), seed, test_accuracy and validation_accuracy (percent, the
+    latter None without such a split), and limits where a search found it; `digest` is that of the settings.
+    """
+
+    space: Space
+    architecture: Architecture
+    network: nn.Module
+    entry: dict[str, Any]
+    digest: str
+
+
+def load(folder: Path, which: str | None = None) -> Retrained:
+    """Read weights.safetensors and metrics.json; `which` names one of several networks: its string, or its limit.
+
+    UserError where a file is absent or damaged, the two do not belong together, or `which` leaves a choice.
+    """
+    path = folder / "weights.safetensors"
+    metrics = files.read_json(folder / "metrics.json")
+    tensors, metadata = files.read_tensors(path)
+    try:
+        several = "networks" in metrics
+        entries = metrics["networks"] if several else [metrics]
+        entry = _chosen(folder, entries, which)
+        text = entry["architecture"]
+        if several:
+            tensors = {n.removeprefix(f"{text}/"): t for n, t in tensors.items() if n.startswith(f"{text}/")}
+        settings = dict(metadata["space"])
+        space = base.build(base.module_of(settings["name"]).Settings(**settings))
+        architecture = space.decode(text)
+        network = space.network(architecture)
+        network.load_state_dict(tensors)
+        found = {key: entry[key] for key in ("macs", "params", "test_accuracy", "validation_accuracy", "seed")}
+        return Retrained(space, architecture, network.eval(), {**entry, **found}, metrics["settings_digest"])
+    except (AttributeError, KeyError, TypeError, ValueError, ValidationError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path}: not the network that metrics.json beside it tells of ({reason}); name a folder that retrain or "
+            "train_one wrote, such as results/retrain/sumnas-k2-0"
+        ) from None
+
+
+def _chosen(folder: Path, entries: list[dict[str, Any]], which: str | None) -> dict[str, Any]:
+    if not entries:
+        raise UserError(f"{folder}: no network was trained (retrain.enabled was false); set it to true and run retrain")
+    fits = [e for e in entries if which is None or which in (e["architecture"], *_limits(e))]
+    if len(fits) == 1:
+        return fits[0]
+    there = "; ".join(" or ".join([*_limits(e), e["architecture"]]) for e in entries)
+    if which is None:
+        raise UserError(f"{folder}: has {len(entries)} networks; name one with --network, by limit or string: {there}")
+    raise UserError(f"--network {which}: not in {folder}, which has {there}")
+
+
+def _limits(entry: dict[str, Any]) -> list[str]:
+    """Return the limits it was found under as one types them: 0.3, none."""
+    return ["none" if limit is None else f"{limit:g}" for limit in entry.get("limits", [])]
