@@ -39,7 +39,8 @@ import network
 whole = network.load(folder + "/weights.pt")
 assert not whole.training
 x = torch.load(images, weights_only=True)
-logits = {"network.py": whole(x["images"]), "network.pt2": torch.export.load(folder + "/network.pt2").module()(x["images"])}
+program = torch.export.load(folder + "/network.pt2").module()
+logits = {"network.py": whole(x["images"]), "network.pt2": program(x["images"])}
 logits["normalised"] = network.normalise(x["bytes"])
 torch.save(logits, images + ".out")
 assert "sumnas" not in sys.modules
@@ -59,6 +60,8 @@ def trained(space: Space, text: str) -> nn.Module:
                 value.uniform_(0.5, 2)
             elif value.ndim == 1:
                 value.normal_(0.5, 0.5)
+            elif value.ndim == 4 and space.candidates == chains.space().candidates:
+                value.mul_(4)  # else the logits of a deep chain hardly depend on the images
     return network.eval()
 
 
@@ -159,7 +162,7 @@ def test_the_files_give_the_same_logits_without_this_package(tmp_path: Path, spa
     found = alone(tmp_path / "out", tmp_path, images)
     for name in ("network.py", "network.pt2"):
         torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-6)
-    assert expected.std(0).min() > 1e-4 or text == CELLS[1]  # the logits say something of the images
+    assert expected.std(0).min() > 3e-4 or text == CELLS[1]  # the logits say something of the images
     with zipfile.ZipFile(tmp_path / "out/network.pt2") as archive:
         content = b"".join(archive.read(name) for name in archive.namelist())
     assert b"sumnas" not in content and str(tmp_path).encode() not in content
@@ -179,9 +182,11 @@ def test_every_kind_of_cell_is_written(tmp_path: Path) -> None:
         renamed = {name: nasbench201.renamed(name, architecture) for name in network.state_dict()}
         copy.load_state_dict({new: network.state_dict()[name] for name, new in renamed.items() if new})
         assert torch.equal(copy.eval()(batch(space)), network(batch(space)))
-        # What is left out moves no logit, and nothing else is.
+        # What is left out moves no logit; in the last cell, behind which nothing cuts it off, nothing else is.
+        assert all(new is not None or ".edges." in name for name, new in renamed.items())
         dead = [p for name, p in network.named_parameters() if renamed[name] is None]
-        alive = [p for name, p in network.named_parameters() if renamed[name] is not None]
+        alive = [p for name, p in network.named_parameters() if renamed[name] and name.startswith("body.4.")]
+        alive.append(network.classifier.bias)
         logits = network.train()(batch(space)).square().sum()
         grads = torch.autograd.grad(logits, [*dead, *alive], allow_unused=True)
         assert all(g is None for g in grads[: len(dead)]) and all(g is not None for g in grads[len(dead) :])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sumnas.handover.retrained import Retrained
-from sumnas.manifest import Manifest
+from sumnas.manifest import SPLITS, Manifest
 
 NAME = "MODEL_CARD.md"
 
@@ -30,6 +30,7 @@ def text(
     settings, entry = found.space.settings, found.entry
     limits = ", ".join("none" if limit is None else f"{limit:g}" for limit in entry.get("limits", []))
     size = settings.image_size
+    counts = sorted(manifest.counts.items(), key=lambda item: SPLITS.index(item[0]))
     facts: list[tuple[str, Any]] = [
         ("architecture", f"`{_cell(found.space.encode(found.architecture))}`"),
         ("space", settings.name),
@@ -42,7 +43,7 @@ def text(
     ]
     data = [
         ("source", _cell(manifest.source)),
-        ("images", ", ".join(f"{count:,} {name}" for name, count in manifest.counts.items())),
+        ("images", ", ".join(f"{count:,} {name}" for name, count in counts)),
         ("classes", len(manifest.classes)),
         ("input", f"[N, {settings.image_channels}, {size}, {size}] float32"),
         ("mean (of values 0 to 255)", ", ".join(map(str, manifest.mean))),
