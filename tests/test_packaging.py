@@ -110,7 +110,7 @@ def test_every_requirement_has_its_version_among_the_pins() -> None:
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     pinned = {canonicalize_name(name): version for name, version in pins.items()}
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"dev", "docs", "gpu"}
+    assert set(extras) == {"dev", "docs", "export", "gpu"}
     for text in [*PROJECT["dependencies"], *(text for extra in extras.values() for text in extra)]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), text
