@@ -53,7 +53,7 @@ def of_epochs(preset: Path, method: str, epochs: int, prepared: Path) -> dict[st
     images = data.load(prepared)
     with seeding.scoped(0, "supernet"):
         supernet = space.supernet()
-    supernet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    settings.supernet.arithmetic.place(supernet, "cpu")
     trained, batches, heldout = training.assemble(supernet, images, settings.supernet, settings.methods[method], 0)
     memory: list[float] = []
     training.train(trained, batches, heldout, epochs, on_epoch=lambda row: memory.append(round(resident(), 1)))

@@ -100,7 +100,7 @@ def draw(architecture: str, output: Path, settings: Path) -> None:
     space = _space(settings)
     (chosen,) = _decoded(space, [architecture])
     with files.replacing(output) as part:
-        part.write_bytes(drawing.svg(space.graph(chosen), space.candidates))
+        part.write_bytes(drawing.svg(space.graph(chosen), space.candidates, space.chain(chosen)))
     click.echo(output)
 
 
@@ -132,20 +132,15 @@ def import_benchmark(output: Path, settings: Path) -> None:
     """Bring published accuracies into one table: block `benchmark` of the settings (docs/benchmarks.md)."""
     from sumnas import params
     from sumnas.benchmark import importers, table
-    from sumnas.progress import Progress
+    from sumnas.spaces import base
 
-    loaded, space = params.load(settings), _space(settings)
+    loaded = params.load(settings)
+    space = base.build(loaded.space)
     if loaded.benchmark.source == "pool":
         raise UserError(
             "benchmark.source = 'pool': nothing to import; the pool is trained by `dvc repro build_benchmark`"
         )
-    bar = Progress("import-benchmark", space.size)
-
-    def on_done(done: int, total: int) -> None:
-        bar.total = total  # known only when the source has been looked at
-        bar.update(done)
-
-    imported = importers.read(loaded.benchmark, space, on_done)
+    imported = importers.read_telling("import-benchmark", loaded.benchmark, space)
     if loaded.benchmark.costs:
         importers.add_costs(imported, loaded.benchmark.costs, space)
     table.write(output, space, imported.accuracies, imported.costs)

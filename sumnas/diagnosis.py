@@ -34,7 +34,17 @@ class Finding(NamedTuple):
 
 def all_of(settings: Path) -> list[Finding]:
     """Look at everything; the settings say which data and which device are wanted."""
-    return [*_versions(), *_processors(settings), *_data(settings), *_disk(), *_programs()]
+    from sumnas import params
+
+    loaded, wrong = None, ""
+    try:
+        loaded = params.load(settings)
+    except UserError as error:
+        wrong = "; ".join(str(error).splitlines())
+    checked = Finding("settings", "missing" if wrong else "ok", wrong or f"{settings}: valid")
+    wanted = None if loaded is None else loaded.run.device
+    data = [] if loaded is None else _data(loaded.data.source, loaded.data.path)
+    return [*_versions(), *_processors(settings, wanted), checked, *data, *_disk(), *_programs()]
 
 
 def _versions() -> Iterator[Finding]:
@@ -63,7 +73,7 @@ def constraints(path: Path) -> dict[str, str]:
     return {name.lower(): version for name, version in found}
 
 
-def _processors(settings: Path) -> Iterator[Finding]:
+def _processors(settings: Path, wanted: str | None) -> Iterator[Finding]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -72,33 +82,13 @@ def _processors(settings: Path) -> Iterator[Finding]:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Finding("gpu", "ok", ", ".join(names))
         return
-    wanted = _wanted_device(settings)
     if wanted == "cuda":
         yield Finding("gpu", "missing", f"torch finds none, and {settings} has run.device: cuda; set it to auto or cpu")
     else:
         yield Finding("gpu", "note", "torch finds none; everything runs on the CPU")
 
 
-def _wanted_device(settings: Path) -> str | None:
-    from sumnas import params
-
-    try:
-        device: str = params.load(settings).run.device
-    except UserError:
-        return None
-    return device
-
-
-def _data(settings: Path) -> Iterator[Finding]:
-    from sumnas import params
-
-    try:
-        loaded = params.load(settings)
-    except UserError as error:
-        yield Finding("settings", "missing", "; ".join(str(error).splitlines()))
-        return
-    yield Finding("settings", "ok", f"{settings}: valid")
-    source, path = loaded.data.source, loaded.data.path
+def _data(source: str, path: str | None) -> Iterator[Finding]:
     if source == "digits":
         yield Finding("raw data", "ok", "digits: come with scikit-learn")
     elif path is not None:

@@ -68,8 +68,10 @@ def cells(path: Path, panels: Sequence[Panel], operators: Sequence[str], columns
             axes.set_title(panel.title.replace("$", r"\$"), fontsize=8)
 
 
-def svg(edges: Sequence[Edge], operators: Sequence[str]) -> bytes:
-    """Return one architecture's drawing."""
+def svg(edges: Sequence[Edge], operators: Sequence[str], chain: Sequence[Block] | None = None) -> bytes:
+    """Return one architecture's drawing: of its chain where there is one, else of its graph."""
+    if chain:
+        return chains.svg(chain)
     buffer = io.BytesIO()
     with drawn(buffer, *_size(edges)) as figure:
         _draw(figure.add_subplot(), edges, operators)

@@ -77,11 +77,11 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, An
     With `checked` a last column, CHECK, has a checksum of every row, by which `read_csv` notices a row that is not
     what was written.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="raise")
-    writer.writeheader()
-    writer.writerows(rows)
-    table = list(csv.reader(io.StringIO(text.getvalue(), newline="")))
+    if strange := {key for row in rows for key in row}.difference(columns):
+        raise ValueError(f"{path}: no column for {sorted(strange)}")
+    # None and what a row lacks become empty, as the csv module writes them: the checksums are of what will be read.
+    cells = [[row.get(column) for column in columns] for row in rows]
+    table = [list(columns), *(["" if cell is None else str(cell) for cell in line] for line in cells)]
     if checked:
         table = [[*fields, check] for fields, check in zip(table, [CHECK, *_checks(table)], strict=True)]
     with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:

@@ -1,8 +1,10 @@
-"""The machine that measured something, in words. Never part of a compared result."""
+"""What made or measured something, in words: the machine, the commit. Never part of a compared result."""
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
 from pathlib import Path
 
 
@@ -14,3 +16,14 @@ def cpu_model() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()
+
+
+def commit(folder: Path = Path()) -> str | None:
+    """Return the commit that is checked out there, with `-dirty` where tracked files differ; None outside git."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # DVC may be writing git's index
+    try:
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() or None

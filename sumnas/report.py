@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from sumnas import chains, charts, columns, drawing, files, plots
+from sumnas import charts, columns, drawing, files, plots
 from sumnas import summary as summaries
 from sumnas.cautions import cautions
 from sumnas.errors import UserError
@@ -34,7 +34,8 @@ def write(results: Path) -> Path:
     folder = results / "summary"
     draw_figures(folder, found, cells, space.candidates)
     images = {Path(name).stem: _data_uri((folder / name).read_bytes()) for name in FIGURES}
-    drawings = {c.number: _data_uri(_drawing(c, space.candidates)) for c in cells if c.edges is not None}
+    drawn = [(c.number, drawing.svg(c.edges, space.candidates, c.chain)) for c in cells if c.edges is not None]
+    drawings = {number: _data_uri(svg) for number, svg in drawn}
     path = folder / "report.html"
     files.write_text(path, render(found, cells, images, drawings))
     return path
@@ -77,10 +78,6 @@ def _spreads(results: Results) -> tuple[list[plots.Spread], str]:
         return rows, f"{count} ranked sub-models each: mean ± standard deviation"
     scored = results.runs[0].found["scores"]["count"]
     return rows, f"all {scored} sub-models: mean ± standard deviation\n(strokes: the {count} ranked)"
-
-
-def _drawing(cell: Cell, operators: tuple[str, ...]) -> bytes:
-    return chains.svg(cell.chain) if cell.chain else drawing.svg(cell.edges or [], operators)
 
 
 def render(results: Results, cells: list[Cell], images: dict[str, str], drawings: dict[int, str]) -> str:

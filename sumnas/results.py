@@ -107,7 +107,7 @@ def space_of(settings: dict[str, Any]) -> Space:
     """Build the space of a `space` block."""
     from sumnas.spaces import base
 
-    return base.build(base.module_of(settings["name"]).Settings.model_validate(settings))
+    return base.from_plain(settings)
 
 
 def _drawable(space: Space, text: str) -> tuple[list[Edge] | None, list[Block] | None]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from sumnas import files
 from sumnas.errors import UserError
+from sumnas.precision import Arithmetic
 from sumnas.spaces import base
 from sumnas.spaces.base import Space, Supernet
 
@@ -21,8 +21,7 @@ def load(path: Path, device: str = "cpu") -> tuple[Space, Supernet, dict[str, An
     """
     tensors, metadata = files.read_tensors(path)
     try:
-        settings = dict(metadata["space"])
-        space = base.build(base.module_of(settings["name"]).Settings(**settings))
+        space = base.from_plain(metadata["space"])
         network = space.supernet()
         network.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, ValidationError, RuntimeError) as error:
@@ -30,5 +29,5 @@ def load(path: Path, device: str = "cpu") -> tuple[Space, Supernet, dict[str, An
         raise UserError(
             f"{path}: not a supernet of this version's ({text}); name a run's weights.safetensors"
         ) from None
-    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    Arithmetic().place(network, device)
     return space, network, metadata

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from sumnas.benchmark import importers, pool, table
 from sumnas.benchmark.official import Imported
-from workflow import published
 from workflow.stage import Job, execute
 from workflow.stages import SHARD, TABLE
 
@@ -18,7 +17,7 @@ def main(job: Job) -> str:
     if settings.source == "pool":
         imported = Imported(pool.merge(job.paths(SHARD), space, settings.pool))
     else:
-        imported = published.read("build_benchmark", settings, space)
+        imported = importers.read_telling("build_benchmark", settings, space)
     if settings.costs:
         importers.add_costs(imported, settings.costs, space)
     table.write(path, space, imported.accuracies, imported.costs)

@@ -6,8 +6,7 @@ again. docs/benchmarks.md says which files can be read.
 
 from __future__ import annotations
 
-from sumnas.benchmark import further
-from workflow import published
+from sumnas.benchmark import further, importers
 from workflow.stage import Job, execute
 from workflow.stages import FURTHER
 
@@ -16,7 +15,7 @@ def main(job: Job) -> str:
     """Write results/benchmark/further.csv, with a row of headings alone where nothing is asked for."""
     space, path, known = job.space(), job.path(FURTHER), further.Accuracies()
     for name, source in job.params.further.items():
-        by_seed = published.read("build_further", source, space).accuracies
+        by_seed = importers.read_telling("build_further", source, space).accuracies
         known[name] = {a: sum(found.values()) / len(found) for a, found in by_seed.items()}
     further.write(path, space, known)
     columns = ", ".join(f"{name} of {len(column)} architectures" for name, column in known.items())

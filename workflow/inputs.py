@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sumnas import files
+from sumnas import files, trained
 from sumnas.errors import UserError
 from sumnas.evaluation import Predictor
 from sumnas.spaces.base import Architecture, Space, Supernet
@@ -10,18 +10,12 @@ from workflow.stage import Job
 from workflow.stages import SAMPLES, WEIGHTS
 
 
-def supernet(job: Job, space: Space) -> Supernet:
+def supernet(job: Job) -> Supernet:
     """Load the run's trained supernet; UserError where it is of another space."""
-    import torch
-
     path = job.path(WEIGHTS)
-    tensors, metadata = files.read_tensors(path)
-    wanted = job.params.space.model_dump(mode="json")
-    if metadata.get("space") != wanted:
-        raise UserError(f"{path}: trained for another space ({metadata.get('space')}); run train_supernet again")
-    network = space.supernet()
-    network.load_state_dict(tensors)
-    network.to(device=job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _, network, metadata = trained.load(path, job.device)
+    if metadata["space"] != job.params.space.model_dump(mode="json"):
+        raise UserError(f"{path}: trained for another space ({metadata['space']}); run train_supernet again")
     return network
 
 
@@ -36,4 +30,4 @@ def samples(job: Job, space: Space) -> list[Architecture]:
 
 def predictor(job: Job, space: Space) -> Predictor:
     """Return what scores sub-models of the run's supernet."""
-    return Predictor(space, supernet(job, space), job.data(space), job.params.calibration, job.params.evaluation)
+    return Predictor(space, supernet(job), job.data(space), job.params.calibration, job.params.evaluation)

@@ -30,7 +30,7 @@ BLOCK = 16
 def main(job: Job) -> str:
     """Write predictions.csv, metrics.json and scatter.svg under results/ranking/<run>/."""
     space, evaluation = job.space(), job.params.evaluation
-    supernet, architectures = inputs.supernet(job, space), inputs.samples(job, space)
+    supernet, architectures = inputs.supernet(job), inputs.samples(job, space)
     data = job.data(space)
     split = data.split(evaluation.split)
     fit = Fit(data, evaluation)

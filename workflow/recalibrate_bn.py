@@ -28,7 +28,7 @@ def main(job: Job) -> str:
     space = job.space()
     data = job.data(space)
     batches, fit = calibration_batches(data, job.params.calibration), Fit(data, job.params)
-    supernet, architectures = inputs.supernet(job, space), inputs.samples(job, space)
+    supernet, architectures = inputs.supernet(job), inputs.samples(job, space)
     bar = Progress(f"recalibrate_bn {job.names['run']}", len(architectures))
 
     def recalibrated(block: Sequence[Architecture]) -> dict[str, Tensor]:

@@ -6,12 +6,12 @@ import contextlib
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sumnas import files
 from sumnas.errors import UserError
+from sumnas.machine import commit
 from sumnas.tracking import Tracker
 from workflow.stages import METHOD, WEIGHTS
 
@@ -99,17 +99,6 @@ def tags(job: Job) -> dict[str, str | None]:
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "host": platform.node(),
     }
-
-
-def commit() -> str | None:
-    """Return the commit that is checked out, with `-dirty` where tracked files differ from it; None outside git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # DVC may be writing git's index
-    try:
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip() or None
 
 
 def figures(job: Job) -> dict[str, float]:

@@ -11,6 +11,7 @@ from sumnas.benchmark import nasbench201_pth, nats
 from sumnas.benchmark.official import Imported
 from sumnas.benchmark.settings import BenchmarkSettings, CostFileSettings, FurtherSettings, TableSettings
 from sumnas.errors import UserError
+from sumnas.progress import Progress, say
 from sumnas.spaces.base import Space
 
 
@@ -31,6 +32,19 @@ def read(
     if settings.source == "table" and settings.table:
         return from_csv(settings.table, space)
     raise ValueError(f"nothing to read from source {settings.source!r}")
+
+
+def read_telling(name: str, settings: BenchmarkSettings | FurtherSettings, space: Space) -> Imported:
+    """Do the same with a bar that shows how far it is, under a name."""
+    if settings.source == "nasbench201" and settings.nasbench201:  # one long call of torch, which tells nothing
+        say(f"{name}: reading {settings.nasbench201.path} whole takes about three minutes per GB")
+    bar = Progress(name, space.size)
+
+    def show(done: int, total: int) -> None:
+        bar.total = total  # known only when the source has been looked at
+        bar.update(done)
+
+    return read(settings, space, show)
 
 
 def from_csv(settings: TableSettings, space: Space) -> Imported:

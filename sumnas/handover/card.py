@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sumnas import machine
 from sumnas.handover.retrained import Retrained
 from sumnas.manifest import SPLITS, Manifest
 
@@ -81,13 +80,7 @@ def commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None  # installed: a repository further up would be another's
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    try:
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip() or None
+    return machine.commit(root)
 
 
 def _table(first: str, second: str, rows: list[tuple[str, Any]]) -> list[str]:

@@ -45,8 +45,7 @@ def load(folder: Path, which: str | None = None) -> Retrained:
         text = entry["architecture"]
         if several:
             tensors = {n.removeprefix(f"{text}/"): t for n, t in tensors.items() if n.startswith(f"{text}/")}
-        settings = dict(metadata["space"])
-        space = base.build(base.module_of(settings["name"]).Settings(**settings))
+        space = base.from_plain(metadata["space"])
         architecture = space.decode(text)
         network = space.network(architecture)
         network.load_state_dict(tensors)

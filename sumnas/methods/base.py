@@ -94,14 +94,14 @@ class Method(ABC):
 
     def use(self, engine: Literal[Engine, "auto"]) -> None:
         """Take an engine; `auto` is sequential. UserError where lockstep is asked for and there is no such step."""
-        why = self.no_lockstep(self.settings)
-        if why is None and type(self.supernet).lockstep is Supernet.lockstep:
-            why = "this space has no lockstep form"
-        if engine == "auto":
-            engine = "sequential"  # on a GPU, too, until the captured graph has been watched on one
-        elif engine == "lockstep" and why is not None:
-            raise UserError(f"supernet.engine = 'lockstep': {why}; set supernet.engine: auto")
-        self.engine = engine
+        if engine == "lockstep":
+            why = self.no_lockstep(self.settings)
+            if why is None and type(self.supernet).lockstep is Supernet.lockstep:
+                why = "this space has no lockstep form"
+            if why is not None:
+                raise UserError(f"supernet.engine = 'lockstep': {why}; set supernet.engine: auto")
+        # On a GPU, too, until the captured graph has been watched on one.
+        self.engine = "sequential" if engine == "auto" else engine
 
     @property
     def progress(self) -> float:

@@ -7,7 +7,7 @@ import importlib
 import itertools
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -91,6 +91,46 @@ class Supernet(nn.Module):
     def macs(self, architecture: Architecture) -> float:
         """Multiply-adds of the sub-model as a stand-alone network, in millions (see `Space.macs`)."""
         raise NotImplementedError(f"{type(self).__name__} does not know its costs")
+
+
+class Stemmed(Supernet):
+    """A supernet, or one architecture's network, that begins with a stem which is on every path.
+
+    A subclass has its settings, and calls `settle` once its modules are there.
+    """
+
+    settings: BaseModel
+    stem: nn.Module
+    only: Architecture | None
+    """The architecture of a stand-alone network: `forward` then needs none."""
+
+    def settle(self, held: Sequence[Sequence[int]], choices: Sequence[Sequence[list[nn.Parameter]]]) -> None:
+        """Take the choice parameters as they are given, and all others as shared; `held` are each layer's operators."""
+        self.only = tuple(layer[0] for layer in held) if all(len(layer) == 1 for layer in held) else None
+        self.choices = choices
+        owned = {id(p) for layer in choices for operator in layer for p in operator}
+        self.shared = [p for p in self.parameters() if id(p) not in owned]
+
+    def forward(self, x: Tensor, architecture: Architecture | None = None) -> Tensor:
+        """[N, C, H, W] images -> [N, classes] logits."""
+        architecture = architecture or self.only
+        if architecture is None:
+            raise ValueError("a supernet needs the architecture that is to run")
+        return self.rest(self.stem(x), architecture)
+
+    def common(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] images -> the stem's output."""
+        out: Tensor = self.stem(x)
+        return out
+
+    def macs(self, architecture: Architecture) -> float:
+        """Multiply-adds of the sub-model as a stand-alone network, in millions."""
+        return self.space.macs(architecture)
+
+    @cached_property
+    def space(self) -> Space:
+        """The space that the network is of, for its costs."""
+        return build(self.settings)
 
 
 class Costs:
@@ -251,6 +291,11 @@ def module_of(name: str) -> Any:
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise UserError(f"space.name = {name!r}: no such space; {hint}there are: {', '.join(names())}")
     return importlib.import_module(f"sumnas.spaces.{name}")
+
+
+def from_plain(settings: Mapping[str, Any]) -> Space:
+    """Build the space of a `space` block that is plain data, such as metadata; ValueError or KeyError if it is none."""
+    return build(module_of(settings["name"]).Settings.model_validate(settings))
 
 
 def build(settings: BaseModel) -> Space:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from sumnas.spaces import costs
-from sumnas.spaces.base import Architecture, Block, Costs, Space, Supernet
+from sumnas.spaces.base import Architecture, Block, Costs, Space, Stemmed
 
 if TYPE_CHECKING:
     from sumnas.lockstep.rounds import FairRound
@@ -139,7 +138,7 @@ class InvertedResidual(nn.Module):
         return x + out if self.residual else out
 
 
-class Network(Supernet):
+class Network(Stemmed):
     """Stem, separable convolution, the chain of choice blocks, head. A supernet, or one architecture's network.
 
     `layers[l]` holds the operators of block l by name; `held` lists their indices, with one each `forward` needs no
@@ -168,25 +167,10 @@ class Network(Supernet):
         ]
         self.head = ConvBN(chain[-1].outputs, settings.head_channels, 1, act=True, track=track)
         self.classifier = nn.Linear(settings.head_channels, settings.classes)
-        self.only = tuple(operators[0] for operators in held) if all(len(o) == 1 for o in held) else None
-        self.choices = [
+        self.settle(held, [
             [list(layer[o].parameters()) if o in layer else [] for o in range(len(OPERATORS))]
             for layer in self.operators
-        ]
-        owned = {id(p) for layer in self.choices for operator in layer for p in operator}
-        self.shared = [p for p in self.parameters() if id(p) not in owned]
-
-    def forward(self, x: Tensor, architecture: Architecture | None = None) -> Tensor:
-        """[N, C, H, W] images -> [N, classes] logits."""
-        architecture = architecture or self.only
-        if architecture is None:
-            raise ValueError("a supernet needs the architecture that is to run")
-        return self.rest(self.stem(x), architecture)
-
-    def common(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] images -> what goes into the first choice block."""
-        out: Tensor = self.stem(x)
-        return out
+        ])  # fmt: skip
 
     def rest(self, x: Tensor, architecture: Architecture) -> Tensor:
         """Return the logits [N, classes] from what goes into the first choice block."""
@@ -209,15 +193,6 @@ class Network(Supernet):
         """
         x = fair.chain(fair.first("stem", images), [list(layer.values()) for layer in self.operators])
         return fair.shared("classifier", fair.shared("head", x).mean((3, 4)))
-
-    def macs(self, architecture: Architecture) -> float:
-        """Multiply-adds of the sub-model as a stand-alone network, in millions."""
-        return self.space.macs(architecture)
-
-    @cached_property
-    def space(self) -> MobileNet:
-        """The space that the network is of, for its costs."""
-        return MobileNet(self.settings)
 
     def _classify(self, x: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.head(x).mean((2, 3)))

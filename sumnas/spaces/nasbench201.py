@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sumnas import seeding
 from sumnas.spaces import costs
-from sumnas.spaces.base import Architecture, Costs, Space, Supernet
+from sumnas.spaces.base import Architecture, Costs, Space, Stemmed
 from sumnas.spaces.layers import AveragePool, Identity, ReLUConvBN, ResidualBlock, Zero
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def wirings(fair: FairRound) -> tuple[list[Wiring], list[Wiring]]:
     return takes, [fair.wiring(entering(node), SOMETHING) for node in (1, 2, 3)]
 
 
-class Network(Supernet):
+class Network(Stemmed):
     """Stem, three stages of cells with two reductions between, head. A supernet, or one architecture's network.
 
     `choices` lists for every edge the operators it holds; with one each, `forward` needs no architecture.
@@ -176,29 +176,15 @@ class Network(Supernet):
         self.body = nn.ModuleList(body)
         self.norm = nn.BatchNorm2d(width, track_running_stats=track)
         self.classifier = nn.Linear(width, settings.classes)
-        self.only = tuple(edge[0] for edge in choices) if all(len(edge) == 1 for edge in choices) else None
         cells = [module for module in body if isinstance(module, Cell)]
-        self.choices = [
+        owned = [
             [
                 [p for cell in cells for p in cell.operators[e][o].parameters()] if o in edge else []
                 for o in range(len(OPERATORS))
             ]
             for e, edge in enumerate(choices)
         ]
-        owned = {id(p) for layer in self.choices for operator in layer for p in operator}
-        self.shared = [p for p in self.parameters() if id(p) not in owned]
-
-    def forward(self, x: Tensor, architecture: Architecture | None = None) -> Tensor:
-        """[N, C, H, W] images -> [N, classes] logits."""
-        architecture = architecture or self.only
-        if architecture is None:
-            raise ValueError("a supernet needs the architecture that is to run")
-        return self.rest(self.stem(x), architecture)
-
-    def common(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] images -> the stem's output."""
-        out: Tensor = self.stem(x)
-        return out
+        self.settle(choices, owned)
 
     def rest(self, x: Tensor, architecture: Architecture) -> Tensor:
         """Return the logits [N, classes] from the stem's output."""
@@ -217,15 +203,6 @@ class Network(Supernet):
             x = module.lockstep(x, takes, puts) if isinstance(module, Cell) else fair.shared(f"body.{number}", x)
         x = F.relu(fair.shared("norm", x))
         return fair.shared("classifier", x.mean((3, 4)))
-
-    def macs(self, architecture: Architecture) -> float:
-        """Multiply-adds of the sub-model as a stand-alone network, in millions."""
-        return self.space.macs(architecture)
-
-    @cached_property
-    def space(self) -> NASBench201:
-        """The space that the network is of, for its costs."""
-        return NASBench201(self.settings)
 
     def _run(self, x: Tensor, steps: tuple[Step, ...], weights: Sequence[Sequence[Tensor]] | None = None) -> Tensor:
         for module in self.body:

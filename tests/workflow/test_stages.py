@@ -222,7 +222,6 @@ def test_observers_exist_and_make_no_result() -> None:
     everything = {str(p.relative_to(ROOT)) for folder in ("sumnas", "workflow") for p in (ROOT / folder).rglob("*.py")}
     strategies = {f"sumnas/methods/{name}.py" for name in sources.strategies()}
     helpers = {
-        "sumnas/trained.py",
         "workflow/check.py",
         "workflow/means.py",
         "workflow/preset.py",
