@@ -235,12 +235,17 @@ def block(folder: Path) -> str:
     return text
 
 
-def figures(runs: Sequence[Run], folder: Path) -> None:
-    """Draw tau by run, the probes' loss over the epochs, and the spread of the sub-models (paper, figure 3)."""
+def draw_taus(folder: Path, runs: Sequence[Run], title: str) -> None:
+    """Draw tau with its interval by run, and that of the trivial predictors."""
     keys = ("kendall_tau", "kendall_tau_low", "kendall_tau_high")
     rows = [(run.name, *(run.metrics[key] for key in keys)) for run in runs]
     rows += [(label, *(runs[0].metrics[f"{name}_{key}"] for key in keys)) for name, label in BASELINES.items()]
-    plots.intervals(folder / "kendall_tau.svg", rows, "Kendall tau", "CIFAR-10 at 16x16, references of the same scale")
+    plots.intervals(folder / "kendall_tau.svg", rows, "Kendall tau", title)
+
+
+def figures(runs: Sequence[Run], folder: Path) -> None:
+    """Draw tau by run, the probes' loss over the epochs, and the spread of the sub-models (paper, figure 3)."""
+    draw_taus(folder, runs, "CIFAR-10 at 16x16, references of the same scale")
     short = [run for run in runs if not run.method.endswith("-long")]
     panel = [
         plots.Curve(run.method, [int(row["epoch"]) for row in run.history], column(run.history, "probe_loss").tolist())

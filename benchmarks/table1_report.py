@@ -26,10 +26,11 @@ from benchmarks.cifar10_report import (
     against_full_scale,
     averaged,
     column,
+    draw_taus,
     mean,
     spread,
 )
-from sumnas import files, params, plots
+from sumnas import files, params
 from sumnas.params import Params
 from sumnas.ranking import paired_bootstrap
 from sumnas.shown import interval, number, percent, row
@@ -214,15 +215,6 @@ def block(root: Path) -> str:
     )
 
 
-def figure(runs: Sequence[Run], folder: Path) -> None:
-    """Draw tau by run, with the trivial predictors."""
-    keys = ("kendall_tau", "kendall_tau_low", "kendall_tau_high")
-    rows = [(run.name, *(run.metrics[key] for key in keys)) for run in runs]
-    rows += [(label, *(runs[0].metrics[f"{name}_{key}"] for key in keys)) for name, label in BASELINES.items()]
-    folder.mkdir(parents=True, exist_ok=True)
-    plots.intervals(folder / "kendall_tau.svg", rows, "Kendall tau", "CIFAR-10 at 16x16, about 12 million images each")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full-scale", type=Path, help=f"a CSV file with columns {', '.join(COLUMNS)}")
@@ -233,7 +225,8 @@ def main() -> None:
         found = full_scale(runs, arguments.full_scale, arguments.architecture)
         files.write_json(ROOT / RESULTS / "full_scale.json", found)
     if runs:
-        figure(runs, ROOT / RESULTS)
+        (ROOT / RESULTS).mkdir(parents=True, exist_ok=True)
+        draw_taus(ROOT / RESULTS, runs, "CIFAR-10 at 16x16, about 12 million images each")
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         files.write_text(ROOT / page, replaced(text, PRESET, block(ROOT)))

@@ -228,18 +228,7 @@ def start(strategy: str, engine: str, dtype: torch.dtype = torch.float64) -> tup
     method, batches, _ = training.assemble(network, data, settings, BLOCKS[strategy], trainings.SEED)
     assert method.engine == engine
     network.to(dtype)
-    return method, Widened(batches)
-
-
-class Widened:
-    """The batches in float64."""
-
-    def __init__(self, batches: Any) -> None:
-        self.batches, self.steps = batches, batches.steps
-
-    def epoch(self, epoch: int, first: int = 0) -> Any:
-        for rounds in self.batches.epoch(epoch, first):
-            yield [[(images.double(), labels) for images, labels in streams] for streams in rounds]
+    return method, trainings.Widened(batches)
 
 
 @pytest.mark.parametrize("strategy", BLOCKS)

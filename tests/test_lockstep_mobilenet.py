@@ -26,7 +26,7 @@ from sumnas.spaces.mobilenet import Network
 from tests.chains import space
 from tests.steps import name_of, rounds_for
 from tests.tiny import assert_same_bytes, through_file
-from tests.trainings import SEED, prepared, settings
+from tests.trainings import SEED, Widened, prepared, settings
 
 PLAIN = {"adaptation_steps": 2, "weight_decay": 0.01, "outer_learning_rate": 0.7}
 SUMNAS: list[dict[str, Any]] = [
@@ -64,17 +64,6 @@ def start(strategy: str, case: dict[str, Any], engine: str, network: Network | N
     method, batches, _ = training.assemble(network, prepared(), settings(engine=engine), block, SEED)
     assert method.engine == engine
     return method, Widened(batches)
-
-
-class Widened:
-    """The batches in float64."""
-
-    def __init__(self, batches: Any) -> None:
-        self.batches, self.steps = batches, batches.steps
-
-    def epoch(self, epoch: int, first: int = 0) -> Any:
-        for rounds in self.batches.epoch(epoch, first):
-            yield [[(images.double(), labels) for images, labels in streams] for streams in rounds]
 
 
 def assert_close(one: Method, other: Method) -> None:
@@ -135,10 +124,6 @@ def test_every_operator_runs_once_on_one_path_and_a_round_costs_what_its_paths_c
 
 
 # Trainings.
-
-
-class Stop(Exception):
-    pass
 
 
 BLOCKS: dict[str, dict[str, Any]] = {

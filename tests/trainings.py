@@ -14,7 +14,7 @@ from sumnas.methods import cream, darts, enas, fairnas, gdas, nsas, spos, sumnas
 from sumnas.methods.base import Method
 from sumnas.spaces import nasbench201
 from sumnas.spaces.base import Supernet
-from sumnas.training import Heldout, SupernetSettings, assemble
+from sumnas.training import Heldout, Progress, SupernetSettings, assemble
 
 SEED = 4
 IMAGES, BATCH = 44, 8  # five batches an epoch, and four images left over
@@ -64,3 +64,30 @@ METHODS: dict[str, BaseModel] = {
 
 def start(name: str, epochs: int = 2, seed: int = SEED) -> tuple[Method, Batches, Heldout | None]:
     return assemble(network(), prepared(), settings(epochs), METHODS[name], seed)
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(epoch: int, step: int, kept: list[Progress] | None = None) -> Any:
+    """Return an on_step that stops after step number `step` (from 1) of that epoch (from 0)."""
+
+    def on_step(progress: Progress) -> None:
+        if (progress.epoch, progress.step) == (epoch, step):
+            if kept is not None:
+                kept.append(progress)
+            raise Stop
+
+    return on_step
+
+
+class Widened:
+    """A training's batches in float64."""
+
+    def __init__(self, batches: Any) -> None:
+        self.batches, self.steps = batches, batches.steps
+
+    def epoch(self, epoch: int, first: int = 0) -> Any:
+        for rounds in self.batches.epoch(epoch, first):
+            yield [[(images.double(), labels) for images, labels in streams] for streams in rounds]
