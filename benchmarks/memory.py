@@ -72,11 +72,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--prepared", type=Path, default=Path("data/prepared"))
+    parser.add_argument("--note", help="stages: what was made shorter in that run")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     kept: dict[str, Any] = files.read_json(arguments.out) if arguments.out.exists() else {}
     if arguments.what == "stages":
-        name, found = arguments.preset, {"stages": of_stages(arguments.results, arguments.prepared)}
+        name = arguments.preset
+        found: dict[str, Any] = {"stages": of_stages(arguments.results, arguments.prepared)}
+        found |= {"note": arguments.note} if arguments.note else {}
     else:
         name = Path(arguments.preset).stem
         measured = of_epochs(Path(arguments.preset), arguments.method, arguments.epochs, arguments.prepared)
