@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
@@ -42,15 +41,6 @@ def start(clone: Clone, engine: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def at_work(clone: Clone, process: subprocess.Popen[str], seconds: float) -> bool:
-    """Wait so long, and on until a stage runs, so that the engine has work before it; False where it is through."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=seconds)
-    while process.poll() is None and not stages_of(clone):
-        time.sleep(0.02)
-    return process.poll() is None
-
-
 def none_lives_on(clone: Clone, number: signal.Signals) -> None:
     """Wait for the stages that the engine had started: they end by themselves."""
     deadline = time.monotonic() + 60
@@ -76,7 +66,9 @@ def test_disturbed_again_and_again(undisturbed: Clone, engine: str, tmp_path: Pa
     disturbed = 0
     for number in DISTURBANCES:
         process = start(clone, engine)
-        if at_work(clone, process, rng.uniform(6, 16)):
+        try:
+            said, _ = process.communicate(timeout=rng.uniform(6, 16))
+        except subprocess.TimeoutExpired:
             disturbed += 1
             if number == signal.SIGINT:  # as Ctrl-C on a terminal: everyone in the foreground gets it
                 os.killpg(process.pid, number)
@@ -86,7 +78,6 @@ def test_disturbed_again_and_again(undisturbed: Clone, engine: str, tmp_path: Pa
             assert process.returncode != 0
             none_lives_on(clone, number)
             continue
-        said, _ = process.communicate(timeout=120)
         if process.returncode:  # what the engine's own lock needs, its message says
             assert engine == "snakemake" and "--unlock" in said, said
             clone.run("snakemake", "--unlock")
