@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
@@ -34,10 +35,14 @@ def stages_of(clone: Clone) -> list[int]:
 
 
 def start(clone: Clone, engine: str) -> subprocess.Popen[str]:
-    """Start an engine in a session of its own, so that a signal to it reaches nobody else."""
+    """Start an engine in a session of its own, so that a signal to it reaches nobody else.
+
+    Ctrl-C reaches it even where the tests run in the background of a script, whose children ignore SIGINT.
+    """
     return subprocess.Popen(
         ENGINES[engine], cwd=clone.folder, env=clone.env, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
