@@ -20,6 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 repro: setup ## run the whole pipeline with DVC
+	@python -m workflow.lockfile
 	dvc repro
 	@echo && cat results/summary/table.md
 

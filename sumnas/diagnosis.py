@@ -44,7 +44,30 @@ def all_of(settings: Path) -> list[Finding]:
     checked = Finding("settings", "missing" if wrong else "ok", wrong or f"{settings}: valid")
     wanted = None if loaded is None else loaded.run.device
     data = [] if loaded is None else _data(loaded.data.source, loaded.data.path)
-    return [*_versions(), *_processors(settings, wanted), checked, *data, *_disk(), *_programs()]
+    return [*_versions(), *_processors(settings, wanted), checked, *data, *_lock(), *_disk(), *_programs()]
+
+
+def lock_is_whole(path: Path) -> bool:
+    """Say whether DVC can read its lock file: killed while it writes, DVC leaves half of one. Absent is whole."""
+    import yaml
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
+    if not path.exists():
+        return True
+    try:
+        COMPILED_LOCKFILE_SCHEMA(yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    except (yaml.YAMLError, UnicodeDecodeError, Invalid):
+        return False
+    return True
+
+
+def _lock() -> Iterator[Finding]:
+    if not lock_is_whole(Path("dvc.lock")):
+        yield Finding(
+            "dvc.lock", "missing", "half written by a DVC that was killed; rm dvc.lock && dvc repro (DVC's run cache "
+            "has what was computed)"
+        )  # fmt: skip
 
 
 def _versions() -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sumnas import diagnosis
 from tests.workflow.conftest import changed
 
 pytestmark = pytest.mark.engine
@@ -190,6 +191,25 @@ def test_a_stopped_stage_is_named_in_one_line(dvc_clone: Any) -> None:
     assert result.returncode == 1
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("rank: error: params.yaml: supernet.epohcs") and "supernet.epochs" in line
+
+
+def test_half_a_lock_file_is_named_and_removed_and_nothing_computed_is_lost(dvc_clone: Any) -> None:
+    """As DVC leaves it, killed while it writes; what it says itself is no help."""
+    lock, before = dvc_clone.folder / "dvc.lock", dvc_clone.outputs()
+    whole = lock.read_bytes()
+    verdicts = []
+    for half in (b"", whole[: whole.rindex(b"md5") + 2], whole[: whole.rindex(b"md5")], whole):
+        lock.write_bytes(half)
+        said = dvc_clone.run("dvc", "status", "prepare_data", check=False)
+        assert (said.returncode == 0) == diagnosis.lock_is_whole(lock), said.stderr
+        verdicts.append(said.returncode == 0)
+    assert verdicts[0] is False and verdicts[-1] is True
+    lock.write_bytes(b"")
+    assert "dvc.lock: half written" in dvc_clone.run("sumnas", "doctor", check=False).stdout
+    assert "removed" in dvc_clone.run("python", "-m", "workflow.lockfile").stderr
+    out = dvc_clone.run("dvc", "repro").stdout
+    assert "Running stage" not in out and dvc_clone.outputs() == before
+    assert dvc_clone.run("python", "-m", "workflow.lockfile").stderr == ""
 
 
 def test_dvc_exp_run_with_other_settings(dvc_clone: Any) -> None:
