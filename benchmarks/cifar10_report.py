@@ -27,6 +27,7 @@ from workflow.readme import replaced
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("docs/results/cifar10-cpu")
+OTHER = "table1-cpu"
 PAGES = ("README.md", "docs/reproduction.md")
 PREDICTIONS = ("architecture", "reference", "predicted", "macs", "params")
 SETTINGS = RankingSettings()
@@ -63,9 +64,15 @@ def column(rows: Sequence[Mapping[str, str]], name: str) -> NDArray[np.float64]:
 
 
 def runs_of(folder: Path) -> list[Run]:
-    """Return every finished run: methods in the order of the preset, then seeds."""
+    """Return every finished run: methods in the order of the preset, then seeds.
+
+    Runs at equal passes are taken from the other preset's folder where they were made there: it trains them alike.
+    """
     order = ["spos", "fairnas", "sumnas-k2", "sumnas-k4", "fairnas-long", "spos-long"]
     found = [Run(path.parent) for path in folder.glob("*/metrics.json")]
+    names = {run.name for run in found}
+    others = [path.parent for path in (folder.parent / OTHER).glob("*-long-[0-9]*/metrics.json")]
+    found += [Run(path) for path in others if path.name not in names]
     known = [run for run in found if run.method in order]
     return sorted(known, key=lambda run: (order.index(run.method), run.seed))
 

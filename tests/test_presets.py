@@ -75,6 +75,15 @@ def test_the_long_runs_of_cifar10_cpu_have_as_many_passes_as_sumnas_k4() -> None
     assert loaded.methods["fairnas-long"].epochs * operators == loaded.methods["spos-long"].epochs == passes
 
 
+def test_the_long_runs_are_the_same_in_both_presets_but_for_the_looks_at_probes() -> None:
+    """So that benchmarks/cifar10_report.py may take them from either."""
+    one, other = load("cifar10-cpu"), load("table1-cpu")
+    for name in ("fairnas-long", "spos-long"):
+        assert one.methods[name] == other.methods[name]
+    alike = {"probe_every": one.supernet.probe_every}
+    assert one.supernet == other.supernet.model_copy(update=alike)
+
+
 @cache
 def supernet_of(preset: str) -> Supernet:
     with torch.device("meta"):
