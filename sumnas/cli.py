@@ -169,6 +169,44 @@ def presets(folder: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--train", type=click.IntRange(1), help="training images of the set, before any are held out")
+@click.option("--test", type=click.IntRange(0), help="its test images")
+@click.option("--batch", type=click.IntRange(2), help="images of a batch while measuring  [default: the supernet's]")
+@click.option("--seconds", type=click.FloatRange(0), default=20.0, show_default=True, help="of each measurement")
+@PARAMS
+@JSON
+def estimate(
+    train: int | None, test: int | None, batch: int | None, seconds: float, settings: Path, as_json: bool
+) -> None:
+    """Estimate what a run of the settings costs: images by stage, and hours at the speed of this machine."""
+    import torch
+
+    from sumnas import estimate, params
+
+    loaded = params.load(settings)
+    known = estimate.KNOWN.get(loaded.data.source, (None, None))
+    train, test = train or known[0], test if test is not None else known[1]
+    if train is None or test is None:
+        raise UserError(f"data.source = {loaded.data.source!r}: say how many images it has: --train N --test N")
+    device = loaded.run.device
+    if device == "auto" or (device == "cuda" and not torch.cuda.is_available()):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(loaded.run.threads)
+    items = estimate.images(loaded, estimate.splits(loaded.data, train, test))
+    measured = estimate.speeds(loaded, device, batch, seconds)
+    rows = estimate.hours(items, measured)
+    if as_json:
+        click.echo(json.dumps({"device": device, "images_per_second": measured, "stages": rows}, indent=2))
+        return
+    _show([{**row, **{key: f"{row[key]:,.4g}" for key in ("images_million", "hours")}} for row in rows], as_json)
+    total = sum(row["hours"] for row in rows)
+    click.echo(
+        f"{total:.3g} hours of one device in all, an estimate: {measured['train']:.4g} images a second forward and "
+        f"backward, {measured['forward']:.4g} forward, measured on {device} with {loaded.run.threads} threads"
+    )
+
+
+@main.command()
 @PARAMS
 @JSON
 def doctor(settings: Path, as_json: bool) -> None:
