@@ -26,8 +26,8 @@ def main(job: Job) -> str:
     with seeding.scoped(job.seed, "supernet"):
         supernet = space.supernet()
     settings.arithmetic.place(supernet, job.device)
-    method, batches, heldout = training.assemble(supernet, prepared, settings, method_settings, job.seed)
-    job.facts["engine"] = method.engine
+    method, batches, heldout = training.assemble(supernet, prepared, settings, method_settings, job.seed, job.ranks)
+    job.facts |= {"engine": method.engine, "processes": str(job.ranks.world)}
     progress = training.Progress()
     epochs = training.epochs_of(method_settings, settings)
     bar = Progress(f"train_supernet {job.names['run']}", epochs * batches.steps)
@@ -36,10 +36,13 @@ def main(job: Job) -> str:
     with job.work(job.seed, inputs=inputs, code=code) as work:
         if (state := work.load()) is not None:
             progress = training.restore(method, state)
-            say(f"going on from step {method.done_steps} of {method.total_steps}")
+            if job.ranks.first:
+                say(f"going on from step {method.done_steps} of {method.total_steps}")
 
         def on_step(now: training.Progress) -> None:
-            bar.update(now.epoch * batches.steps + now.step, f"loss {now.loss:.3f}")
+            if job.ranks.first:
+                bar.update(now.epoch * batches.steps + now.step, f"loss {now.loss:.3f}")
+            work.look()
             if work.due():
                 work.save(training.capture(method, now))
             work.stop_if_asked()
@@ -50,17 +53,18 @@ def main(job: Job) -> str:
             lambda row: job.tracker.metrics(row, row["epoch"]), space.encode, 1 if job.device == "cpu" else LOOK_EVERY,
             settings.arithmetic,
         )  # fmt: skip
-        files.write_csv(job.path(HISTORY), training.columns(history), history)
-        metadata = {
-            "space": job.params.space.model_dump(mode="json"),
-            "method": method_settings.model_dump(mode="json"),
-            "seed": job.seed,
-            "settings_digest": job.params.digest(),
-        }
-        if (derived := method.architecture()) is not None:
-            metadata["derived"] = space.encode(derived)
-        files.write_tensors(job.path(WEIGHTS), supernet.state_dict(), metadata)
-        work.clear()
+        if job.ranks.first:  # all have the same
+            files.write_csv(job.path(HISTORY), training.columns(history), history)
+            metadata = {
+                "space": job.params.space.model_dump(mode="json"),
+                "method": method_settings.model_dump(mode="json"),
+                "seed": job.seed,
+                "settings_digest": job.params.digest(),
+            }
+            if (derived := method.architecture()) is not None:
+                metadata["derived"] = space.encode(derived)
+            files.write_tensors(job.path(WEIGHTS), supernet.state_dict(), metadata)
+            work.clear()
     return f"{history[-1]['passes']} sub-model passes, loss {history[-1]['loss']:.4f} -> {job.path(WEIGHTS)}"
 
 
@@ -81,4 +85,4 @@ def probes(
 
 
 if __name__ == "__main__":
-    execute("train_supernet", main)
+    execute("train_supernet", main, lambda params: params.supernet.processes)
