@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -149,8 +150,9 @@ def _reached() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        text = " ".join(str(error).split())
+        # Of "[file:line] What happened. What else may be": what happened.
+        text = re.sub(r"^\[\S*\]\s*", "", " ".join(str(error).split())).partition(". ")[0]
         raise RankLost(
-            f"another process of this training is gone or cannot be reached ({text[:120]}): run the same command again "
-            "to go on from the last checkpoint"
+            f"another process of this training is gone or cannot be reached ({text}): run the same command again to go "
+            "on from the last checkpoint"
         ) from None

@@ -55,7 +55,7 @@ def start(stage: str, processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it tells a person nothing
+    logging.disable(logging.CRITICAL)  # what the launcher says of its work tells a person nothing
     config = LaunchConfig(
         1, 1, processes, run_id=str(uuid.uuid4()), rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
         signals_to_handle=",".join(STOPS),

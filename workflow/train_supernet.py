@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Literal
+
 import numpy as np
 
-from sumnas import files, seeding, training
+from sumnas import distributed, files, seeding, training
 from sumnas.batchnorm import CalibrationSettings
 from sumnas.data import Prepared
 from sumnas.evaluation import EvaluationSettings, Predictor
+from sumnas.methods.base import module_of
 from sumnas.paths import uniform_path
 from sumnas.progress import Progress, say
 from sumnas.spaces.base import Architecture, Space, Supernet
 from workflow.stage import Job, execute
 from workflow.stages import HISTORY, METHOD, PREPARED, WEIGHTS
+
+if TYPE_CHECKING:
+    from sumnas.params import Params
 
 LOOK_EVERY = 16
 """Steps between two looks at losses and signals on an accelerator, which has to wait for each look."""
@@ -84,5 +90,15 @@ def probes(
     return lambda: float(np.mean([predictor(path).loss for path in paths]))
 
 
+def processes(params: Params) -> int | Literal["auto"]:
+    """Return how many processes are to share the training: one where the method's steps cannot be shared."""
+    wanted: int | Literal["auto"] = params.supernet.processes
+    why = module_of(params.method.strategy).METHOD.no_ranks(params.method)
+    if wanted not in ("auto", 1) and why is not None and distributed.place() is None:
+        say(f"in one process in spite of supernet.processes: {why}")
+        return 1
+    return wanted
+
+
 if __name__ == "__main__":
-    execute("train_supernet", main, lambda params: params.supernet.processes)
+    execute("train_supernet", main, processes)
