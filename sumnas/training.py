@@ -39,7 +39,8 @@ class SupernetSettings(BaseModel):
         "auto", description="paths of a strictly fair round one by one or all at once (lockstep); auto: one by one"
     )
     processes: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="that share every step of SUMNAS and FairNAS; auto: as many as torchrun has started, else one"
+        "auto",
+        description="that share each step of SUMNAS or FairNAS; auto: as many as torchrun starts, else one",
     )
     arithmetic: Arithmetic = Arithmetic()
     probes: int = Field(0, ge=0, description="fixed sub-models whose loss is followed over the training (figure 3)")

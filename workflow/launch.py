@@ -18,9 +18,6 @@ from sumnas.progress import say
 if TYPE_CHECKING:
     from workflow.stage import Job
 
-STOPS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGQUIT")
-"""Signals that the launcher hands on to all processes, to which it then leaves half a minute to save."""
-
 
 @contextlib.contextmanager
 def together(job: Job, wanted: int | Literal["auto"] | None) -> Iterator[Ranks]:
@@ -49,7 +46,7 @@ def together(job: Job, wanted: int | Literal["auto"] | None) -> Iterator[Ranks]:
 def start(stage: str, processes: int) -> int:
     """Start this very command in so many processes of this machine, wait for them, and return their exit code.
 
-    The first that fails ends the others: by SIGTERM, and by SIGKILL those that are there half a minute later.
+    A signal is handed on to all, which have half a minute to save. The first that fails ends the others.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -57,15 +54,15 @@ def start(stage: str, processes: int) -> int:
 
     logging.disable(logging.CRITICAL)  # what the launcher says of its work tells a person nothing
     config = LaunchConfig(
-        1, 1, processes, run_id=str(uuid.uuid4()), rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
-        signals_to_handle=",".join(STOPS),
+        1, 1, processes, run_id=str(uuid.uuid4()), rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
     )  # fmt: skip
     try:
         elastic_launch(config, sys.executable)("-m", f"workflow.{stage}", *sys.argv[1:])
     except SignalException as stop:
         return 128 + stop.sigval
     except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
+        # One that was killed before one that met with its end.
+        rank, failure = min(failed.failures.items(), key=lambda item: item[1].exitcode > 0)
         if failure.exitcode > 0:  # it has said why
             return failure.exitcode
         killed = signal.Signals(-failure.exitcode)
