@@ -85,6 +85,11 @@ class Work:
     def __enter__(self) -> Work:
         if self.ranks.first:
             self._open()
+        if self.ranks.from_first(self.folder.name) != self.folder.name:
+            raise UserError(
+                f"process {self.ranks.rank} sees other settings, inputs or source files than the first: all need the "
+                "same clone with the same data"
+            )
         self._handlers = {number: signal.signal(number, self._signal) for number in SIGNALS}
         return self
 

@@ -92,6 +92,12 @@ def worked(ranks: Ranks, at_first: Path) -> dict[str, Any]:
         seen["there"] = at_first.exists()
         ranks.wait()
         work.clear()
+    seen["other"] = ""
+    try:
+        with Work("stage", "other" if ranks.rank == 1 else "digest", ranks=ranks):
+            pass
+    except UserError as error:
+        seen["other"] = str(error)
     return seen
 
 

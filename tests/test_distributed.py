@@ -113,6 +113,12 @@ def test_a_signal_to_one_process_ends_all_after_the_same_step_and_the_first_has_
     assert all(one["work"]["loaded"] == {"step": 3, "rank": 0} and one["work"]["there"] for one in found)
 
 
+def test_a_process_that_sees_other_data_or_sources_is_refused(found: Found) -> None:
+    said = [one["work"]["other"] for one in found]
+    assert said[1].startswith("process 1 sees other settings, inputs or source files than the first")
+    assert said[0] == said[2] == said[3] == ""
+
+
 def test_a_lost_process_is_an_error_of_one_line_to_the_others(found: Found) -> None:
     for one in found[:-1]:
         assert one["lost"].startswith("another process of this training is gone") and "\n" not in one["lost"]
