@@ -36,6 +36,7 @@ try:
     METHODS, SEEDS, SHARDS, THREADS = (RUN[key] for key in ("methods", "seeds", "shards", "threads"))
     STRATEGIES = {name: block["strategy"] for name, block in PARAMS["methods"].items()}
     SPACE = PARAMS["space"]["name"]
+    PROCESSES = (PARAMS.get("supernet") or {}).get("processes")  # a number, or auto: one
     BENCHMARK, FURTHER = (PARAMS.get(key) or {} for key in ("benchmark", "further"))
     UNKNOWN = [name for name in METHODS if name not in STRATEGIES]
 except (KeyError, TypeError) as error:
@@ -241,7 +242,7 @@ rule train_supernet:
         "results/supernet/{method}-{seed}/history.csv",
     log:
         "logs/train_supernet/{method}-{seed}.log",
-    threads: THREADS
+    threads: THREADS * (PROCESSES if isinstance(PROCESSES, int) else 1)
     params:
         settings("train_supernet"),
     shell:

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sumnas import files
+from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
 from sumnas.progress import say
 
@@ -63,19 +64,36 @@ def root() -> Path:
 
 
 class Work:
-    """One stage's folder under one digest. Use as a context manager: it holds the lock."""
+    """One stage's folder under one digest. Use as a context manager: it holds the lock.
+
+    Of several `ranks` the first alone has the folder and saves; all load what it loads, and end at the same look.
+    """
 
     def __init__(
-        self, stage: str, digest: str, *, wait: bool = False, settings: str = "", accept_code_change: bool = False
-    ) -> None:
+        self, stage: str, digest: str, *, wait: bool = False, settings: str = "", accept_code_change: bool = False,
+        ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
         """`settings` is the digest without the source files: with `accept_code_change` it is enough to take work up."""
         self.folder = root() / stage / digest[:32]
         self.wait, self.settings, self.accept_code_change = wait, settings, accept_code_change
+        self.ranks = ranks
         self.signalled: int | None = None
+        self._arrived: int | None = None
         self.interval = interval()
         self._saved_at = time.monotonic()
 
     def __enter__(self) -> Work:
+        if self.ranks.first:
+            self._open()
+        if self.ranks.from_first(self.folder.name) != self.folder.name:
+            raise UserError(
+                f"process {self.ranks.rank} sees other settings, inputs or source files than the first: all need the "
+                "same clone with the same data"
+            )
+        self._handlers = {number: signal.signal(number, self._signal) for number in SIGNALS}
+        return self
+
+    def _open(self) -> None:
         import filelock
 
         try:
@@ -96,27 +114,36 @@ class Work:
             files.write_text(self.folder / "settings", self.settings)
             if self.accept_code_change:
                 self._adopt()
-        self._handlers = {number: signal.signal(number, self._signal) for number in SIGNALS}
-        return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._lock.release()
+        if self.ranks.first:
+            self._lock.release()
 
     def _signal(self, number: int, _frame: FrameType | None) -> None:
+        self._arrived = number
+        if self.ranks.several:
+            return  # a launcher passes on what a terminal or scheduler has sent to each already: see `look`
         if self.signalled is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # asked twice: do not wait for the step's end
         self.signalled = number
 
+    def look(self) -> None:
+        """Let all ranks know of a signal that has reached one of them. Each calls this after the same step."""
+        if self.ranks.several:
+            self.signalled = self.ranks.largest(self._arrived or 0) or None
+
     def stop_if_asked(self) -> None:
         """Raise Interrupted where a signal has arrived."""
         if self.signalled is not None:
+            self.ranks.wait()  # the first rank has saved: the end of another would have it killed
             raise Interrupted(self.signalled)
 
     def due(self) -> bool:
-        """Whether a signal has arrived, or the last checkpoint is old enough for the next."""
-        return self.signalled is not None or time.monotonic() - self._saved_at > self.interval
+        """Whether a signal has arrived, or the last checkpoint is old enough for the next; on the first rank alone."""
+        old = time.monotonic() - self._saved_at > self.interval
+        return self.ranks.first and (self.signalled is not None or old)
 
     def _adopt(self) -> None:
         """Take over the newest work of the same settings and inputs that other source files have begun."""
@@ -150,6 +177,9 @@ class Work:
 
     def load(self) -> dict[str, Any] | None:
         """Return the newest whole checkpoint, or None; says so where a damaged one is passed over."""
+        return self.ranks.from_first(self._load() if self.ranks.first else None)
+
+    def _load(self) -> dict[str, Any] | None:
         import torch
 
         for name in ("checkpoint", "previous"):
@@ -206,6 +236,8 @@ class Work:
 
     def clear(self, keep: str = "") -> None:
         """Delete the work, but for the file `keep`: its result is whole there or elsewhere."""
+        if not self.ranks.first:
+            return
         for path in self.folder.iterdir():
             if path.name in ("lock", keep):
                 continue

@@ -283,6 +283,11 @@ def _combinations(params: Params) -> list[str]:
             block = params.methods.get(name)
             if block and (why := methods.module_of(block.strategy).METHOD.no_lockstep(block)) is not None:
                 problems.append(f"supernet.engine = 'lockstep': methods.{name}: {why}; set supernet.engine: auto")
+    if params.supernet.engine == "lockstep" and params.supernet.processes not in ("auto", 1):
+        problems.append(
+            f"supernet.processes = {params.supernet.processes}: lockstep runs all paths in one process; "
+            "set supernet.engine: auto"
+        )
     if run.shards != list(range(len(run.shards))):
         problems.append(f"run.shards = {run.shards}: must count from 0, such as {list(range(len(run.shards)))}")
     if params.data.validation + params.data.test >= 1:

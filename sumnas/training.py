@@ -6,15 +6,16 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
 from sumnas import seeding
 from sumnas.augmentation import Augmentation
 from sumnas.data import Batch, Batches, Prepared
+from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
 from sumnas.methods.base import Engine, Method, Pass, module_of
 from sumnas.precision import Arithmetic
@@ -37,9 +38,21 @@ class SupernetSettings(BaseModel):
     engine: Literal[Engine, "auto"] = Field(
         "auto", description="paths of a strictly fair round one by one or all at once (lockstep); auto: one by one"
     )
+    processes: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="that share each step of SUMNAS or FairNAS; auto: as many as torchrun starts, else one",
+    )
     arithmetic: Arithmetic = Arithmetic()
     probes: int = Field(0, ge=0, description="fixed sub-models whose loss is followed over the training (figure 3)")
     probe_every: int = Field(1, ge=1, description="epochs between two looks at the probes")
+
+    @model_serializer(mode="wrap")
+    def _plain(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the number of processes out where none is named: digests are those of before there was the key."""
+        found: dict[str, Any] = plain(self)
+        if self.processes == "auto":
+            del found["processes"]
+        return found
 
 
 @dataclass
@@ -85,12 +98,21 @@ class Heldout:
 
 
 def assemble(
-    supernet: Supernet, data: Prepared, settings: SupernetSettings, method_settings: BaseModel, seed: int
+    supernet: Supernet,
+    data: Prepared,
+    settings: SupernetSettings,
+    method_settings: BaseModel,
+    seed: int,
+    ranks: Ranks = ALONE,
 ) -> tuple[Method, Batches, Heldout | None]:
-    """Return the method that a block of `methods` describes, its training batches and its held-out stream."""
+    """Return the method that a block of `methods` describes, its training batches and its held-out stream.
+
+    With several `ranks` each of them calls this and then `train` alike, and they share the paths of every step.
+    """
     strategy: str = method_settings.strategy  # type: ignore[attr-defined]
     method: Method = module_of(strategy).METHOD(supernet, method_settings, 1, seed)
     method.use(settings.engine)
+    method.share(ranks)
     batches, heldout = batches_for(method, data, settings, seed)
     # The method says what a step takes, which says how many steps there are: only now can it be told.
     method.total_steps = epochs_of(method_settings, settings) * batches.steps

@@ -49,6 +49,10 @@ CASES: dict[str, tuple[Callable[[Blocks], object], str]] = {
         lambda b: b.update(benchmark={"source": "nats", "nats": {"path": "x"}}),
         "benchmark.pool: missing; write it out, also where its default is meant: pool: null",
     ),
+    "lockstep in several processes": (
+        lambda b: b["supernet"].update(engine="lockstep", processes=2) or b["run"].update(methods=["sumnas-k2"]),
+        "supernet.processes = 2: lockstep runs all paths in one process; set supernet.engine: auto",
+    ),
     "wrong type": (lambda b: b["supernet"].update(epochs="ten"), "supernet.epochs = 'ten': must be a valid integer"),
     "out of range": (
         lambda b: b["supernet"].update(epochs=0),

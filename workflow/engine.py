@@ -43,20 +43,23 @@ def hint(name: str, root: Path = Path()) -> str | None:
     )
 
 
-def watch(seconds: float = SECONDS) -> str:
+def watch(seconds: float = SECONDS, *, launched: bool = False) -> str:
     """Look at the engine from a thread, and send this process SIGTERM once it is gone; return the engine's name.
 
     The stage then saves its checkpoint and ends as for any SIGTERM. Started by hand (no engine, "hand"), it is left
-    alone: its own shell may well be gone, as after nohup.
+    alone: its own shell may well be gone, as after nohup. `launched`: its parent is a launcher of several processes,
+    which is watched, too.
     """
     found = find()
-    if found is None:
-        return "hand"
-    engine, pid, started = found
+    engine, watched = (found[0], {found[1]: found[2]}) if found else ("hand", {})
+    if launched:
+        watched[os.getppid()] = _start(os.getppid())
+    if not watched:
+        return engine
 
     def look() -> None:
         while not gone.wait(seconds):
-            if _start(pid) != started:
+            if any(_start(pid) != started for pid, started in watched.items()):
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 

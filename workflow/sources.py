@@ -53,6 +53,7 @@ OBSERVERS = frozenset(
         "sumnas/spaces/__init__.py",
         "workflow/__init__.py",
         "workflow/engine.py",
+        "workflow/launch.py",
         "workflow/sources.py",
         "workflow/stage.py",
         "workflow/stages.py",

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from sumnas import files
+from sumnas import distributed, files
+from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
 from sumnas.tracking import Tracker
-from workflow import engine, sources, tracked
+from workflow import engine, launch, sources, tracked
 from workflow.stages import NAMED, STAGES, Stage
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from sumnas.spaces.base import Space
 
 PARAMS = Path("params.yaml")
+PATIENCE = 10.0
+"""Seconds that a process beside the first waits before it says what went wrong: mostly the first has said the same, and
+its end ends this one."""
 
 
 @dataclass
@@ -45,6 +49,8 @@ class Job:
     """What a stage adds to its run.json: what it chose because of the machine."""
     keep: int = 0
     """run.keep_gb, in bytes: the same holds."""
+    ranks: Ranks = ALONE
+    """The processes that share this call. The first alone writes, reports, saves and tracks."""
 
     def path(self, template: str, **names: object) -> Path:
         """Return the path of one of this job's files; `names` replace the job's own."""
@@ -102,8 +108,10 @@ class Job:
         from sumnas.checkpoint import Work
 
         names = {*sources.of_stage(self.stage.name, self._space_name()), *code}
+        settled = self.params.plain()
+        settled.get("supernet", {}).pop("processes", None)  # any number of them can go on from a checkpoint
         about: dict[str, Any] = {
-            "params": self.params.plain(),
+            "params": settled,
             "inputs": [files.sha256(path) for path in inputs],
             "parts": [str(part) for part in parts],
         }
@@ -115,6 +123,7 @@ class Job:
             wait=wait,
             settings=settings,
             accept_code_change=self.accept_code_change,
+            ranks=self.ranks,
         ) as work:
             if not self.tracker.begun:  # a stage with several pieces of work has one log
                 self.tracker.resume(work.folder)
@@ -128,16 +137,21 @@ class Job:
 
 
 @contextlib.contextmanager
-def reporting(name: str) -> Iterator[None]:
+def reporting(name: str, rank: int = 0) -> Iterator[None]:
     """Turn a user's mistake, a file that cannot be used, and a signal into a line and an exit code.
 
     Exit codes: 1 a mistake that the message tells how to mend, 128 + number stopped by a signal.
     """
+    from sumnas import progress
     from sumnas.checkpoint import exit_code
-    from sumnas.progress import say
+
+    def say(text: str) -> None:
+        if rank:
+            time.sleep(PATIENCE)
+        progress.say(text)
 
     try:
-        with exit_code(say):
+        with exit_code(say if rank == 0 else lambda text: None):
             yield
     except UserError as error:
         say("\n".join(f"{name}: error: {line}" for line in str(error).splitlines()))
@@ -149,21 +163,32 @@ def reporting(name: str) -> Iterator[None]:
         raise SystemExit(1) from None
 
 
-def execute(name: str, main: Callable[[Job], str]) -> None:
-    """Run a stage from the command line. `main` returns its closing line: what was written and the main number."""
+def execute(
+    name: str, main: Callable[[Job], str], processes: Callable[[Params], int | Literal["auto"]] | None = None
+) -> None:
+    """Run a stage from the command line. `main` returns its closing line: what was written and the main number.
+
+    `processes` gives how many may share it, as the settings say, of a stage that several can share.
+    """
     from sumnas.progress import say
 
     started = time.time()
-    stage, started_by = STAGES[name], engine.watch()
+    place = distributed.place()
+    rank = place.rank if place else 0
+    stage, started_by = STAGES[name], engine.watch(launched=place is not None)
     if name == "prepare_data" and (text := engine.hint(started_by)) is not None:  # the first of a run
         say(f"{name}: {text}")
     arguments = _arguments(stage)
-    with reporting(name):
+    with reporting(name, rank):
         job = make_job(stage, arguments)
-        with tracked.run(job):
-            closing = main(job)
-            _write_run_file(job, started)
-            job.tracker.tags({"mlflow.note.content": closing})
+        with launch.together(job, processes and processes(job.params)) as job.ranks:
+            if not job.ranks.first:
+                main(job)
+                return
+            with tracked.run(job):
+                closing = main(job)
+                _write_run_file(job, started)
+                job.tracker.tags({"mlflow.note.content": closing})
     label = " ".join([name, *(v for k, v in job.names.items() if k in ("run", "shard"))])
     say(f"{label}: {closing} ({time.time() - started:.1f} s)")
 

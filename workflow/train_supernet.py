@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Literal
+
 import numpy as np
 
-from sumnas import files, seeding, training
+from sumnas import distributed, files, seeding, training
 from sumnas.batchnorm import CalibrationSettings
 from sumnas.data import Prepared
 from sumnas.evaluation import EvaluationSettings, Predictor
+from sumnas.methods.base import module_of
 from sumnas.paths import uniform_path
 from sumnas.progress import Progress, say
 from sumnas.spaces.base import Architecture, Space, Supernet
 from workflow.stage import Job, execute
 from workflow.stages import HISTORY, METHOD, PREPARED, WEIGHTS
+
+if TYPE_CHECKING:
+    from sumnas.params import Params
 
 LOOK_EVERY = 16
 """Steps between two looks at losses and signals on an accelerator, which has to wait for each look."""
@@ -26,8 +32,8 @@ def main(job: Job) -> str:
     with seeding.scoped(job.seed, "supernet"):
         supernet = space.supernet()
     settings.arithmetic.place(supernet, job.device)
-    method, batches, heldout = training.assemble(supernet, prepared, settings, method_settings, job.seed)
-    job.facts["engine"] = method.engine
+    method, batches, heldout = training.assemble(supernet, prepared, settings, method_settings, job.seed, job.ranks)
+    job.facts |= {"engine": method.engine, "processes": str(job.ranks.world)}
     progress = training.Progress()
     epochs = training.epochs_of(method_settings, settings)
     bar = Progress(f"train_supernet {job.names['run']}", epochs * batches.steps)
@@ -36,10 +42,13 @@ def main(job: Job) -> str:
     with job.work(job.seed, inputs=inputs, code=code) as work:
         if (state := work.load()) is not None:
             progress = training.restore(method, state)
-            say(f"going on from step {method.done_steps} of {method.total_steps}")
+            if job.ranks.first:
+                say(f"going on from step {method.done_steps} of {method.total_steps}")
 
         def on_step(now: training.Progress) -> None:
-            bar.update(now.epoch * batches.steps + now.step, f"loss {now.loss:.3f}")
+            if job.ranks.first:
+                bar.update(now.epoch * batches.steps + now.step, f"loss {now.loss:.3f}")
+            work.look()
             if work.due():
                 work.save(training.capture(method, now))
             work.stop_if_asked()
@@ -50,17 +59,18 @@ def main(job: Job) -> str:
             lambda row: job.tracker.metrics(row, row["epoch"]), space.encode, 1 if job.device == "cpu" else LOOK_EVERY,
             settings.arithmetic,
         )  # fmt: skip
-        files.write_csv(job.path(HISTORY), training.columns(history), history)
-        metadata = {
-            "space": job.params.space.model_dump(mode="json"),
-            "method": method_settings.model_dump(mode="json"),
-            "seed": job.seed,
-            "settings_digest": job.params.digest(),
-        }
-        if (derived := method.architecture()) is not None:
-            metadata["derived"] = space.encode(derived)
-        files.write_tensors(job.path(WEIGHTS), supernet.state_dict(), metadata)
-        work.clear()
+        if job.ranks.first:  # all have the same
+            files.write_csv(job.path(HISTORY), training.columns(history), history)
+            metadata = {
+                "space": job.params.space.model_dump(mode="json"),
+                "method": method_settings.model_dump(mode="json"),
+                "seed": job.seed,
+                "settings_digest": job.params.digest(),
+            }
+            if (derived := method.architecture()) is not None:
+                metadata["derived"] = space.encode(derived)
+            files.write_tensors(job.path(WEIGHTS), supernet.state_dict(), metadata)
+            work.clear()
     return f"{history[-1]['passes']} sub-model passes, loss {history[-1]['loss']:.4f} -> {job.path(WEIGHTS)}"
 
 
@@ -80,5 +90,15 @@ def probes(
     return lambda: float(np.mean([predictor(path).loss for path in paths]))
 
 
+def processes(params: Params) -> int | Literal["auto"]:
+    """Return how many processes are to share the training: one where the method's steps cannot be shared."""
+    wanted: int | Literal["auto"] = params.supernet.processes
+    why = module_of(params.method.strategy).METHOD.no_ranks(params.method)
+    if wanted not in ("auto", 1) and why is not None and distributed.place() is None:
+        say(f"in one process in spite of supernet.processes: {why}")
+        return 1
+    return wanted
+
+
 if __name__ == "__main__":
-    execute("train_supernet", main)
+    execute("train_supernet", main, processes)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sumnas import seeding
 from sumnas.data import Batch
+from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
 from sumnas.schedules import Schedule, factor
 from sumnas.spaces.base import Architecture, Supernet
@@ -62,9 +63,13 @@ class Method(ABC):
 
     With `lockstep` it has a second form of its step, which runs all paths of a strictly fair round at once and does the
     same up to rounding; its random stream, weights and state are the same, so that a training can go on in the other.
+
+    With `spreads` a step can share its paths out among several processes, each of which then takes the same step up to
+    the order of summation; a training can go on in any number of them.
     """
 
     lockstep: bool = False
+    spreads: bool = False
 
     streams: int = 1
     rounds: int = 1
@@ -83,6 +88,7 @@ class Method(ABC):
         self.layers = len(supernet.choices)
         self.candidates = len(supernet.choices[0])
         self.engine: Engine = "sequential"
+        self.ranks = ALONE
 
     @classmethod
     def no_lockstep(cls, settings: Any) -> str | None:
@@ -102,6 +108,37 @@ class Method(ABC):
                 raise UserError(f"supernet.engine = 'lockstep': {why}; set supernet.engine: auto")
         # On a GPU, too, until the captured graph has been watched on one.
         self.engine = "sequential" if engine == "auto" else engine
+
+    @classmethod
+    def no_ranks(cls, settings: Any) -> str | None:
+        """Say why several processes cannot share a step with these settings; None where they can."""
+        if cls.spreads:
+            return None
+        having = [name for name in names() if module_of(name).METHOD.spreads]
+        return f"strategy {settings.strategy!r} has no independent paths to share out; these have: {', '.join(having)}"
+
+    def share(self, ranks: Ranks) -> None:
+        """Share the paths of every step with other processes; UserError where that cannot be."""
+        if ranks.several:
+            paths = self.rounds * self.candidates
+            why = self.no_ranks(self.settings)
+            if why is None and self.engine == "lockstep":
+                why = "lockstep runs all paths in one; set supernet.engine: sequential"
+            if why is None and ranks.world > paths:
+                why = f"a step has only {paths} paths to share out"
+            if why is not None:
+                raise UserError(f"training in {ranks.world} processes: {why}; or take one process")
+        self.ranks = ranks
+
+    def gather(self, sums: Sequence[Tensor]) -> None:
+        """Add up over the ranks, in place, what each of its own paths has left in `sums`, and let all see all losses.
+
+        `passes` has every path of the step, in the order of their drawing; the loss of another rank's path is zero.
+        """
+        if self.ranks.several:
+            losses = torch.stack([loss.to(sums[0].dtype) for _, loss in self.passes])
+            self.ranks.add([*sums, losses])
+            self.passes = [(path, loss) for (path, _), loss in zip(self.passes, losses.unbind(), strict=True)]
 
     @property
     def progress(self) -> float:

@@ -30,6 +30,7 @@ class FairNAS(GradientMethod):
 
     settings: Settings
     lockstep = True
+    spreads = True
 
     def __init__(self, supernet: Supernet, settings: Settings, total_steps: int, seed: int) -> None:
         super().__init__(supernet, settings, total_steps, seed)
@@ -52,7 +53,8 @@ class FairNAS(GradientMethod):
         self.optimizer.zero_grad(set_to_none=False)
         weight = 1 / len(batches) if self.settings.round_reduction == "mean" else 1.0
         self.passes = []
-        for (batch,) in batches:
+        others = self.supernet.shared[0].new_zeros(())  # the loss of other ranks' paths
+        for turn, (batch,) in enumerate(batches):
             paths = strictly_fair_paths(self.layers, self.candidates, self.rng)
             if self.joint is not None:
                 losses, gradients = self.joint(paths, batch)
@@ -60,15 +62,20 @@ class FairNAS(GradientMethod):
                 torch._foreach_add_([p.grad for p in self.supernet.parameters()], gradients, alpha=weight)  # type: ignore[misc]
                 continue
             images, labels = batch
+            own = self.ranks.own(len(paths), turn * self.candidates)
+            self.passes += [(path, others) for path in paths]
+            if not own:
+                continue
             # The stem runs once for all paths: forward, and backward from the sum of what they ask of it.
             common = self.supernet.common(images)
             leaf = common.detach().requires_grad_(common.requires_grad)
-            for path in paths:
-                loss = F.cross_entropy(self.supernet.rest(leaf, path), labels)
+            for number in own:
+                loss = F.cross_entropy(self.supernet.rest(leaf, paths[number]), labels)
                 (loss * weight).backward()  # type: ignore[no-untyped-call]
-                self.passes.append((path, loss.detach()))
+                self.passes[turn * self.candidates + number] = (paths[number], loss.detach())
             if leaf.grad is not None:
                 common.backward(leaf.grad)  # type: ignore[no-untyped-call]
+        self.gather([p.grad for p in self.supernet.parameters()])  # type: ignore[misc]
         self.optimizer.step()
         self.done_steps += 1
         return {"loss": self.mean_loss, "learning_rate": rate}

@@ -49,11 +49,13 @@ class SUMNAS(Method):
 
     Under strict fairness a choice parameter is on one path of a round. With one round its outer update therefore
     happens right after its path, and only the shared parameters wait for the others. A step needs, beside the
-    supernet, three times one path's parameters (theta, gradient, momentum) and twice the shared ones.
+    supernet, three times one path's parameters (theta, gradient, momentum) and twice the shared ones. Where several
+    processes share the paths, all parameters wait for one sum over the ranks, which takes twice the supernet's.
     """
 
     settings: Settings
     lockstep = True
+    spreads = True
 
     def __init__(self, supernet: Supernet, settings: Settings, total_steps: int, seed: int) -> None:
         super().__init__(supernet, settings, total_steps, seed)
@@ -70,6 +72,11 @@ class SUMNAS(Method):
         if settings.momentum_buffer == "carry" and settings.inner_momentum:
             return "momentum_buffer: carry hands the momentum of shared weights from path to path"
         return None
+
+    @classmethod
+    def no_ranks(cls, settings: Settings) -> str | None:
+        """As with lockstep: each path would need the momentum that the one before it has left."""
+        return cls.no_lockstep(settings)
 
     def use(self, engine: Literal[Engine, "auto"]) -> None:
         """Prepare the adaptation of a whole round where that is asked for."""
@@ -127,14 +134,24 @@ class SUMNAS(Method):
     def _step_in_turn(self, batches: Rounds, inner: float, outer: float, weight: float) -> Tensor:
         settings, supernet = self.settings, self.supernet
         # With several rounds a choice parameter, too, is on several paths and has to wait for the last of them.
-        waits = settings.rounds > 1
+        waits = settings.rounds > 1 or self.ranks.several
         shared_sum: list[Tensor] = [torch.zeros_like(p) for p in supernet.shared]
         choice_sum: dict[int, tuple[nn.Parameter, Tensor]] = {}
-        for streams in batches:
+        if self.ranks.several:  # all of them, in the same order on every rank
+            every = [p for layer in supernet.choices for operator in layer for p in operator]
+            choice_sum = {id(p): (p, torch.zeros_like(p)) for p in every}
+        others = supernet.shared[0].new_zeros(())  # the loss of other ranks' paths
+        for turn, streams in enumerate(batches):
             inputs = streams if settings.batches == "fresh" else [streams[0]] * settings.adaptation_steps
+            paths = strictly_fair_paths(self.layers, self.candidates, self.rng)
+            own = self.ranks.own(len(paths), turn * self.candidates)
+            self.passes += [(path, others) for path in paths]
+            if not own:
+                continue
             # All paths start from the same shared weights and the same batch, so the stem runs once for all.
             common = supernet.common(inputs[0][0])
-            for path in strictly_fair_paths(self.layers, self.candidates, self.rng):
+            for number in own:
+                path = paths[number]
                 choices = supernet.path_choices(path)
                 parameters = choices + supernet.shared
                 theta = [p.detach().clone() for p in parameters]
@@ -142,7 +159,7 @@ class SUMNAS(Method):
                     supernet, path, parameters, inputs, inner, settings.inner_momentum,
                     settings.inner_weight_decay, self.buffers, settings.clip_norm, common,
                 )  # fmt: skip
-                self.passes.append((path, loss))
+                self.passes[turn * self.candidates + number] = (path, loss)
                 with torch.no_grad():
                     adapted = [p.data for p in parameters]
                     difference = list(torch._foreach_sub(theta, adapted))
@@ -155,8 +172,9 @@ class SUMNAS(Method):
                 del theta, difference  # else they would live on beside the next path's
             del common
         with torch.no_grad():
+            pairs = list(choice_sum.values())
+            self.gather([*shared_sum, *(total for _, total in pairs)])
             if waits:
-                pairs = list(choice_sum.values())
                 self._outer_update([p for p, _ in pairs], [g for _, g in pairs], outer)
             norm = torch.nn.utils.get_total_norm(shared_sum) * outer
             self._outer_update(supernet.shared, shared_sum, outer)

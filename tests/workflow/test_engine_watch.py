@@ -33,11 +33,31 @@ def test_a_stage_ends_once_its_engine_is_gone(tmp_path: Path) -> None:
     shell = int(started.stdout.readline())
     assert started.stdout.readline().strip() == "dvc"
     children = Path(f"/proc/{shell}/task/{shell}/children").read_text().split()
-    assert len(children) == 1 and (ours := int(children[0]))
+    assert len(children) == 1
+    assert_ends_with(started, int(children[0]))
+
+
+def test_a_process_ends_once_its_launcher_is_gone(tmp_path: Path) -> None:
+    fake, stage = tmp_path / "launcher", tmp_path / "stage.py"
+    stage.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{STAGE.replace('0.1', '0.1, launched=True')}")
+    fake.write_text(
+        "import subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, {str(stage)!r}])\n"
+        "print(child.pid, flush=True)\nchild.wait()\n"
+    )
+    started = subprocess.Popen([sys.executable, str(fake)], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert started.stdout is not None
+    ours = int(started.stdout.readline())
+    assert started.stdout.readline().strip() == "hand"  # a launcher is no engine
+    assert_ends_with(started, ours)
+
+
+def assert_ends_with(started: subprocess.Popen[str], ours: int) -> None:
     os.kill(started.pid, signal.SIGKILL)
     started.wait()
     deadline = time.monotonic() + 20
     while Path(f"/proc/{ours}").exists() and "Z" not in Path(f"/proc/{ours}/stat").read_text().rsplit(")", 1)[1][:3]:
-        assert time.monotonic() < deadline, "the stage outlives its engine"
+        assert time.monotonic() < deadline, "the stage outlives what started it"
         time.sleep(0.05)
+    assert started.stdout is not None
     started.stdout.close()

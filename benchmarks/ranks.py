@@ -1,0 +1,203 @@
+"""An outer step of SUMNAS whose paths several processes share, beside the same step in one process. One command:
+
+    python benchmarks/ranks.py                 # two processes of one thread each, on the CPU
+    python benchmarks/ranks.py --world 4 --device cuda
+
+First both are compared: in float64 on small networks over several steps, to 1e-10. Then they are timed in turn, on the
+same paths and batches, the order changing from round to round; the other processes wait while one is alone.
+
+With m paths and w processes one of these has ceil(m / w) paths, so that a step can be at most m / ceil(m / w) times as
+fast: 5/3 with two processes for m = 5 (NAS-Bench-201), 2 for m = 6 (MobileNet). Paths cost differently: `bound_by_macs`
+is what the multiply-adds of the paths that were drawn allow, the mean over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from counted import seconds
+
+from sumnas import distributed, seeding
+from sumnas.data import Batch
+from sumnas.distributed import ALONE, Ranks
+from sumnas.machine import cpu_model
+from sumnas.methods.sumnas import SUMNAS, Settings
+from sumnas.spaces import base, mobilenet, nasbench201
+from sumnas.spaces.base import Space
+
+CLASSES, SEED = 10, 0
+CELLS = {"name": "nasbench201", "image_channels": 3, "classes": CLASSES}
+CHAIN = {"name": "mobilenet", "image_channels": 3, "classes": CLASSES, "stem_stride": 1}
+SMALL = {
+    "stem_channels": 4,
+    "first_channels": 4,
+    "head_channels": 8,
+    "stages": [{"channels": 4, "blocks": 2, "stride": 2}],
+}
+MIDDLE = {
+    "stem_channels": 16, "first_channels": 8, "head_channels": 64,
+    "stages": [{"channels": 16, "blocks": 2, "stride": 2}, {"channels": 24, "blocks": 2, "stride": 2}],
+}  # fmt: skip
+SIZES: dict[str, dict[str, Any]] = {
+    "cuda": {
+        "spaces": [{**CELLS, "channels": 16, "cells": 5, "image_size": 32}, {**CHAIN, "image_size": 32}],
+        "batch": 256, "k": [1, 2, 4],
+    },
+    "cpu": {
+        "spaces": [{**CELLS, "channels": 16, "cells": 1, "image_size": 16}, {**CHAIN, **MIDDLE, "image_size": 16}],
+        "batch": 64, "k": [1, 2, 4],
+    },
+    "tiny": {
+        "spaces": [{**CELLS, "channels": 2, "cells": 1, "image_size": 4}, {**CHAIN, **SMALL, "image_size": 4}],
+        "batch": 6, "k": [1, 2],
+    },
+}  # fmt: skip
+
+
+def space_of(settings: dict[str, Any]) -> Space:
+    module = {"nasbench201": nasbench201, "mobilenet": mobilenet}[settings["name"]]
+    return base.build(module.Settings.model_validate(settings))
+
+
+def method_of(space: Space, k: int, ranks: Ranks, device: torch.device, dtype: torch.dtype = torch.float32) -> SUMNAS:
+    with seeding.scoped(SEED, "supernet"):
+        supernet = space.supernet()
+    supernet = supernet.to(device=device, dtype=dtype, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    settings = Settings(strategy="sumnas", adaptation_steps=k, inner_learning_rate=0.01, inner_momentum=0.9)
+    method = SUMNAS(supernet, settings, 10**6, SEED)
+    method.share(ranks)
+    return method
+
+
+def batches_of(space: Space, k: int, batch: int, device: torch.device, dtype: torch.dtype) -> list[Batch]:
+    generator, size = torch.Generator().manual_seed(SEED), space.settings.image_size
+    return [
+        (
+            torch.randn(batch, 3, size, size, generator=generator)
+            .to(device, dtype)
+            .contiguous(memory_format=torch.channels_last),
+            torch.randint(CLASSES, (batch,), generator=generator).to(device),
+        )
+        for _ in range(k)
+    ]
+
+
+def check(ranks: Ranks, device: torch.device) -> float:
+    """Return the largest difference of a weight between one process and all after some steps; stop at 1e-10."""
+    worst = 0.0
+    for settings in SIZES["tiny"]["spaces"]:
+        space = space_of(settings)
+        given = batches_of(space, 2, 12, device, torch.float64)
+        methods = [method_of(space, 2, who, device, torch.float64) for who in (ALONE, ranks)]
+        for method in methods:
+            for _ in range(4):
+                method.step([given])
+        pairs = zip(*(method.supernet.parameters() for method in methods), strict=True)
+        worst = max([worst, *(float((one - other).detach().abs().max()) for one, other in pairs)])
+    if not worst < 1e-10:
+        raise SystemExit(f"one process and {ranks.world} differ by {worst}: nothing is timed")
+    return worst
+
+
+def measure(space: Space, k: int, batch: int, ranks: Ranks, device: torch.device, rounds: int, until: float) -> Any:
+    """Time steps in turn; every rank gets the same row, of which the first's times are the ones."""
+    alone, shared = (method_of(space, k, who, device) for who in (ALONE, ranks))
+    given = batches_of(space, k, batch, device, torch.float32)
+    times: dict[str, list[float]] = {"one": [], "all": []}
+    bounds: list[float] = []
+    for number in range(-2, rounds):  # two to warm up
+        for side in ("one", "all") if number % 2 else ("all", "one"):
+            ranks.wait()
+            took = 0.0
+            if side == "all":
+                took = seconds(lambda: shared.step([given]), device)
+            elif ranks.first:
+                took = seconds(lambda: alone.step([given]), device)
+            if number >= 0:
+                times[side].append(took)
+        macs = [space.macs(path) for path, _ in shared.passes]
+        if number >= 0:
+            bounds.append(sum(macs) / max(sum(macs[r :: ranks.world]) for r in range(ranks.world)))
+        if ranks.from_first(number >= 2 and time.monotonic() > until):
+            break
+    return row(space, k, batch, ranks.world, times, bounds)
+
+
+def row(
+    space: Space, k: int, batch: int, world: int, times: dict[str, list[float]], bounds: list[float]
+) -> dict[str, Any]:
+    """Medians, their ratio with a bootstrap interval, and its share of what the split allows."""
+    one, all_ = (np.array(times[side]) for side in ("one", "all"))
+    ratios, m = one / all_, len(space.candidates)
+    picks = np.random.default_rng(SEED).integers(len(ratios), size=(4000, len(ratios)))
+    low, high = np.quantile(np.median(ratios[picks], axis=1), [0.025, 0.975])
+    bound = m / -(-m // world)
+    return {
+        "space": space.settings.model_dump(mode="json"), "m": m, "k": k, "batch_size": batch, "rounds": len(ratios),
+        "seconds_per_step": {"one": round(float(np.median(one)), 6), "all": round(float(np.median(all_)), 6)},
+        "times_as_fast": round(float(np.median(ratios)), 4),
+        "interval_95": [round(float(low), 4), round(float(high), 4)],
+        "bound": round(bound, 4), "share_of_bound": round(float(np.median(ratios)) / bound, 4),
+        "bound_by_macs": round(float(np.mean(bounds)), 4),
+    }  # fmt: skip
+
+
+def options_of(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cuda: a GPU for each, by NCCL")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of each (default 1)")
+    parser.add_argument("--rounds", type=int, default=15, help="at most, per row (default 15)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="that the timing may take (default 8)")
+    parser.add_argument("--tiny", action="store_true", help="networks of no interest, in seconds: does it run?")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/ranks-<device>.json")
+    return parser.parse_args(words)
+
+
+def main(options: argparse.Namespace, ranks: Ranks) -> None:
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    size = SIZES["tiny" if options.tiny else options.device]
+    worst = check(ranks, device)
+    if ranks.first:
+        print(f"one process and {ranks.world} agree to {worst:.1e}", flush=True)
+    cases = [(settings, k) for settings in size["spaces"] for k in size["k"]]
+    start, rows = time.monotonic(), []
+    for number, (settings, k) in enumerate(cases):
+        until = start + 60 * options.minutes * (number + 1) / len(cases)
+        rows.append(measure(space_of(settings), k, size["batch"], ranks, device, options.rounds, until))
+        if ranks.first:
+            found = rows[-1]
+            print(f"{settings['name']} k={k}: {found['times_as_fast']} times as fast as one process, "
+                  f"{found['share_of_bound']:.2f} of the split's {found['bound']}", flush=True)  # fmt: skip
+    if not ranks.first:
+        return
+    result = {
+        "benchmark": "ranks", "date": datetime.date.today().isoformat(), "differ_by": worst, "seed": SEED,
+        "world": ranks.world, "backend": "nccl" if device.type == "cuda" else "gloo", "threads": options.threads,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_model(), "cpus": os.cpu_count(),
+        "system": platform.system(), "python": platform.python_version(), "torch": torch.__version__, "rows": rows,
+    }  # fmt: skip
+    out = options.out or Path(__file__).parent / "results" / f"ranks-{options.device}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    options, place = options_of(None), distributed.place()
+    if place is None:  # become torchrun, which calls this once for each process
+        words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.world}", __file__]
+        os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+        os.execv(sys.executable, [sys.executable, *words, *sys.argv[1:]])
+    with distributed.joined(place, options.device) as ranks:
+        main(options, ranks)

@@ -1,0 +1,32 @@
+"""The benchmark of several processes runs as one command, checks before it times, and says what the split allows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_tiny_size_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/ranks.py", "--tiny", "--rounds", "2", "--out", f"{tmp_path}/r.json"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("one process and 2 agree to ") and done.stdout.count("agree to") == 1
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["differ_by"] < 1e-10 and (result["world"], result["backend"]) == (2, "gloo")
+    assert {"device", "cpus", "torch", "python", "seed", "threads"} <= set(result)
+    found = [(row["space"]["name"], row["m"], row["k"], row["bound"]) for row in result["rows"]]
+    assert found == [
+        ("nasbench201", 5, 1, 1.6667), ("nasbench201", 5, 2, 1.6667), ("mobilenet", 6, 1, 2), ("mobilenet", 6, 2, 2)
+    ]  # fmt: skip
+    for row in result["rows"]:
+        assert row["rounds"] == 2 and min(row["seconds_per_step"].values()) > 0
+        assert row["share_of_bound"] == pytest.approx(row["times_as_fast"] / row["bound"], abs=1e-4)
+        assert 1 < row["bound_by_macs"] <= 2

@@ -1,0 +1,175 @@
+"""Several processes train what one trains: four real ones, started once, and what they refuse."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sumnas import distributed, training
+from sumnas.distributed import ALONE, Place, Ranks
+from sumnas.errors import UserError
+from tests import ranks as four
+from tests.trainings import METHODS, SEED, network, prepared, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAINED = [name for name in four.BLOCKS if name != "sumnas, too fast"]
+Found = list[dict[str, Any]]
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What each of the four says."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.save(four.trained(four.RESUMED, stop=True)["state"], folder / "alone.pt")
+    port, processes = free_port(), []
+    for rank in range(four.WORLD):
+        env = {
+            **os.environ, "PYTHONPATH": str(ROOT), "SUMNAS_CHECKPOINTS": str(folder / "checkpoints"),
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(four.WORLD),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+        command = [sys.executable, "-W", "error", "-m", "tests.ranks", str(folder)]
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True))
+    try:
+        said = [process.communicate(timeout=240)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    codes = [process.returncode for process in processes]
+    assert codes == [0] * (four.WORLD - 1) + [-signal.SIGKILL], "\n".join(said)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(four.WORLD)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, dict[str, Any]]:
+    """What one process comes to."""
+    return {name: four.trained(name) for name in four.BLOCKS}
+
+
+def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """The same weights and history up to the order of summation, in float64."""
+    for name, value in expected["weights"].items():
+        torch.testing.assert_close(found["weights"][name], value, rtol=1e-10, atol=1e-12, msg=name)
+    assert len(found["history"]) == len(expected["history"]) == 2
+    for row, other in zip(found["history"], expected["history"], strict=True):
+        assert row == pytest.approx(other, rel=1e-10)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", TRAINED)
+def test_several_processes_train_what_one_trains(
+    name: str, world: int, found: Found, alone: dict[str, dict[str, Any]]
+) -> None:
+    results = [one[f"{name} on {world}"] for one in found]
+    assert_equal(results[0], alone[name])
+    for other in results[1:]:  # the very same bytes on every rank after every step, and the same figures
+        assert other["digests"] == results[0]["digests"] and other["history"] == results[0]["history"]
+    assert len(set(results[0]["digests"])) == len(alone[name]["digests"])
+
+
+def test_a_training_goes_on_in_another_number_of_processes(found: Found, alone: dict[str, dict[str, Any]]) -> None:
+    expected = alone[four.RESUMED]
+    assert_equal(found[0]["from 2 to 4"], expected)
+    assert_equal(found[0]["from 1 to 2"], expected)
+    state = found[0]["begun"]["state"]
+    assert state["progress"]["step"] == four.STOP[1]
+    assert set(state["method"]["outer_buffers"]) == {name for name, _ in network().named_parameters()}
+    assert_equal(four.trained(four.RESUMED, state=state), expected)
+
+
+def test_a_loss_that_is_not_finite_ends_every_process_with_the_same_words(
+    found: Found, alone: dict[str, dict[str, Any]]
+) -> None:
+    text = alone["sumnas, too fast"]["error"]
+    assert "on path" in text
+    assert {one[f"sumnas, too fast on {world}"]["error"] for one in found for world in (2, 4)} == {text}
+
+
+def test_a_step_takes_one_sum_over_all_parameters_and_losses(found: Found) -> None:
+    weights = sum(parameter.numel() for parameter in network().parameters())
+    for one in found:
+        assert one["sizes"] == [weights + 5] * 10  # two epochs of five steps, five paths each
+
+
+def test_a_signal_to_one_process_ends_all_after_the_same_step_and_the_first_has_saved(found: Found) -> None:
+    assert [one["ranks"] for one in found] == [(rank, four.WORLD) for rank in range(four.WORLD)]
+    steps = {one["work"]["stopped"] for one in found}
+    assert len(steps) == 1 and steps == {(3, signal.SIGUSR1)}
+    assert [one["work"]["due"] for one in found] == [[False] * 3 + [True], *[[False] * 4] * 3]
+    assert all(one["work"]["loaded"] == {"step": 3, "rank": 0} and one["work"]["there"] for one in found)
+
+
+def test_a_process_that_sees_other_data_or_sources_is_refused(found: Found) -> None:
+    said = [one["work"]["other"] for one in found]
+    assert said[1].startswith("process 1 sees other settings, inputs or source files than the first")
+    assert said[0] == said[2] == said[3] == ""
+
+
+def test_a_lost_process_is_an_error_of_one_line_to_the_others(found: Found) -> None:
+    for one in found[:-1]:
+        assert one["lost"].startswith("another process of this training is gone") and "\n" not in one["lost"]
+        assert one["lost"].endswith("run the same command again to go on from the last checkpoint")
+
+
+# Without other processes.
+
+
+@pytest.mark.parametrize(("world", "count", "rounds"), [(1, 5, 1), (2, 5, 1), (4, 5, 3), (3, 6, 2), (7, 5, 2)])
+def test_every_path_is_of_one_rank_and_none_has_two_more_than_another(world: int, count: int, rounds: int) -> None:
+    shares = [
+        [turn * count + i for turn in range(rounds) for i in Ranks(rank, world).own(count, turn * count)]
+        for rank in range(world)
+    ]
+    assert sorted(sum(shares, [])) == list(range(rounds * count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "world", "expected"),
+    [
+        ("spos", {}, 2, "strategy 'spos' has no independent paths to share out; these have: fairnas, sumnas"),
+        ("darts", {}, 2, "strategy 'darts' has no independent paths"),
+        ("sumnas with all state", {}, 2, "momentum_buffer: carry hands the momentum of shared weights"),
+        ("sumnas", {"engine": "lockstep"}, 2, "lockstep runs all paths in one"),
+        ("fairnas", {}, 6, "a step has only 5 paths to share out"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(name: str, changes: dict[str, Any], world: int, expected: str) -> None:
+    def start(ranks: Ranks) -> None:
+        training.assemble(network(), prepared(), settings(**changes), METHODS[name], SEED, ranks)
+
+    start(ALONE)
+    with pytest.raises(UserError, match=f"^training in {world} processes: {expected}[^\n]*; or take one process$"):
+        start(Ranks(0, world))
+
+
+def test_a_launcher_is_known_by_its_variables() -> None:
+    said = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+    assert distributed.place(said) == Place(3, 8, 1)
+    for name in said:
+        assert distributed.place({key: value for key, value in said.items() if key != name}) is None
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="finds only 1 GPU: every process"), distributed.joined(Place(1, 2, 1), "cuda"):
+        pass
+
+
+def test_one_process_of_a_launcher_is_alone() -> None:
+    with distributed.joined(Place(0, 1, 0), "cpu") as ranks:
+        assert ranks == ALONE and ranks.largest(3) == 3 and ranks.from_first("it") == "it"

@@ -1,0 +1,74 @@
+"""The processes that share a stage: started by torchrun, or by the stage itself with torchrun's launcher."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from sumnas import distributed
+from sumnas.distributed import ALONE, Ranks
+from sumnas.errors import UserError
+from sumnas.progress import say
+
+if TYPE_CHECKING:
+    from workflow.stage import Job
+
+
+@contextlib.contextmanager
+def together(job: Job, wanted: int | Literal["auto"] | None) -> Iterator[Ranks]:
+    """Give the processes that share this call of a stage; None is for a stage that runs in one.
+
+    Where several are wanted and this is none of them yet, start them, and end as they end: SystemExit.
+    """
+    place = distributed.place()
+    world = place.world if place else 1
+    if wanted is None and world > 1:
+        raise UserError(f"{job.stage.name} runs in one process: start it without torchrun")
+    if place is None and isinstance(wanted, int) and wanted > 1:
+        raise SystemExit(start(job.stage.name, wanted))
+    if place is not None and isinstance(wanted, int) and wanted != world:
+        raise UserError(
+            f"supernet.processes = {wanted}: torchrun has started {world}, and another number gives other rounding; "
+            "set supernet.processes: auto, or start the stage without torchrun"
+        )
+    if place is None:
+        yield ALONE
+        return
+    with distributed.joined(place, job.device) as ranks:
+        yield ranks
+
+
+def start(stage: str, processes: int) -> int:
+    """Start this very command in so many processes of this machine, wait for them, and return their exit code.
+
+    A signal is handed on to all, which have half a minute to save. The first that fails ends the others.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.disable(logging.CRITICAL)  # what the launcher says of its work tells a person nothing
+    config = LaunchConfig(
+        1, 1, processes, run_id=str(uuid.uuid4()), rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-m", f"workflow.{stage}", *sys.argv[1:])
+    except SignalException as stop:
+        return 128 + stop.sigval
+    except ChildFailedError as failed:
+        # One that was killed before one that met with its end.
+        rank, failure = min(failed.failures.items(), key=lambda item: item[1].exitcode > 0)
+        if failure.exitcode > 0:  # it has said why
+            return failure.exitcode
+        killed = signal.Signals(-failure.exitcode)
+        say(
+            f"{stage}: error: process {rank} of {processes} was ended by {killed.name}; run the same command again to "
+            "go on from the last checkpoint"
+        )
+        return 128 + killed
+    return 0
