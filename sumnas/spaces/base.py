@@ -155,6 +155,8 @@ class Space(ABC):
     settings: Any
     layers: int
     candidates: tuple[str, ...]
+    has_dropout = False
+    """Whether stand-alone networks have an attribute `dropout`, a torch.nn.Dropout that a recipe may set."""
 
     @property
     def size(self) -> int:

@@ -166,6 +166,7 @@ class Network(Stemmed):
             for modules, operators in zip(self.layers, held, strict=True)
         ]
         self.head = ConvBN(chain[-1].outputs, settings.head_channels, 1, act=True, track=track)
+        self.dropout = nn.Dropout(0.0)  # a recipe sets its rate: sumnas.recipe
         self.classifier = nn.Linear(settings.head_channels, settings.classes)
         self.settle(held, [
             [list(layer[o].parameters()) if o in layer else [] for o in range(len(OPERATORS))]
@@ -195,7 +196,7 @@ class Network(Stemmed):
         return fair.shared("classifier", fair.shared("head", x).mean((3, 4)))
 
     def _classify(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.head(x).mean((2, 3)))
+        logits: Tensor = self.classifier(self.dropout(self.head(x).mean((2, 3))))
         return logits
 
 
@@ -203,6 +204,7 @@ class MobileNet(Space):
     """6^19 architectures with the paper's stages; strings such as `e3k7-e6k5-...`, a part per block."""
 
     candidates = OPERATORS
+    has_dropout = True
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
