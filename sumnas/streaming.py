@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import signal
 import threading
@@ -105,8 +106,10 @@ class ImageFiles:
         Augmentation draws from `seed` and the keys. UserError names an image that cannot be decoded, or that is
         another than when the data was prepared.
         """
+        failed: list[str] = []
         loader: DataLoader[Any] = DataLoader(
-            _Decoder(self, augmentation, seed), batch_sampler=batches, num_workers=self.workers,
+            _Decoder(self, augmentation, seed),
+            batch_sampler=itertools.takewhile(lambda _: not failed, batches), num_workers=self.workers,
             collate_fn=_collate, pin_memory=pin, worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # else it would draw from the global stream
             multiprocessing_context="fork" if self.workers else None,  # shares what is imported and listed
@@ -117,8 +120,13 @@ class ImageFiles:
         try:
             for found in results:
                 if isinstance(found, str):
-                    raise UserError(found)
-                yield found
+                    failed.append(found)
+                elif not failed:
+                    yield found
+            # Raised only here, when workers have done all they were given: to end them in the middle may leave the
+            # thread that feeds them with a closed pipe, and its traceback on the screen.
+            if failed:
+                raise UserError(failed[0])
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise

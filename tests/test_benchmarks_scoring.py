@@ -1,0 +1,51 @@
+"""The benchmarks of scoring and of growth run at a tiny size, and count what they say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from tests.cells import PAPER
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", FOLDER / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_scoring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    threads = str(torch.get_num_threads())
+    script("scoring", monkeypatch).main(
+        ["--tiny", "--device", "cpu", "--architectures", "6", "--threads", threads, "--out", f"{tmp_path}/r.json"]
+    )
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["sub_models"] == 6 and result["other_answers_at_most"] <= 0.1
+    assert result["interval_95"][0] <= result["times_as_fast"] <= result["interval_95"][1]
+    connected = [a for a in PAPER.architectures() if PAPER.connected(a)]
+    assert result["scores"] == {
+        "connected": len(connected),
+        "operations": len({PAPER.equivalence(a, flatten=False) for a in connected}),
+        "function": len({PAPER.equivalence(a, flatten=True) for a in connected}),
+    }
+
+
+def test_growth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module, threads = script("growth", monkeypatch), str(torch.get_num_threads())
+    assert module.slope([1, 2, 4], [3.0, 12.0, 48.0]) == 2.0
+    module.main(["--tiny", "--device", "cpu", "--rounds", "2", "--threads", threads, "--out", f"{tmp_path}/r.json"])
+    found = json.loads((tmp_path / "r.json").read_text())["grows_with"]
+    assert set(found) == {"k", "m", "batch", "channels", "architectures scored", "architectures ranked"}
+    for row in found.values():
+        assert len(row["values"]) == len(row["ms"]) and min(row["ms"]) > 0
+        assert row["slope"] == pytest.approx(module.slope(row["values"], row["ms"]), abs=0.02)
