@@ -1,11 +1,21 @@
-"""Random flips and crops of images in memory: per image, in one pass, on the images' device."""
+"""Random flips, crops and erased rectangles: per image, in one pass over a batch, on the images' device."""
 
 from __future__ import annotations
+
+import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+
+ERASED_AREA = (0.02, 0.33)
+"""Share of an image that is erased, uniform between these, as in torchvision (Zhong et al. 2020)."""
+ERASED_ASPECT = (0.3, 3.3)
+"""Height over width of what is erased, its logarithm uniform between those of these."""
+TRIES = 10
+"""Rectangles drawn for an image; where none lies inside of it, the image stays whole."""
 
 
 class Augmentation(BaseModel):
@@ -21,6 +31,19 @@ class Augmentation(BaseModel):
         le=1,
         description="image folders only: a random rectangle of at least this share of the area, resized",
     )
+    auto_augment: Literal["imagenet", "cifar10", "svhn", "randaugment", "trivialaugment"] | None = Field(
+        None,
+        description="image folders only: a random change of colours and shape by AutoAugment's policy for that data, "
+        "by RandAugment or by TrivialAugment, as torchvision has them; null: none",
+    )
+    random_erasing: float = Field(
+        0.0, ge=0, le=1, description="in this share of the images a random rectangle is set to the mean colour"
+    )
+
+    @property
+    def needs_files(self) -> str | None:
+        """The first key that is for image folders only."""
+        return next((name for name in ("resized_crop", "auto_augment") if getattr(self, name) is not None), None)
 
 
 def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
@@ -41,3 +64,32 @@ def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) 
         rows, columns = rows + shift[0], columns + shift[1]
     batch = torch.arange(count, device=device)[:, None, None]
     return images[batch, rows[:, :, None], columns[:, None, :]]
+
+
+def erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Set a random rectangle of every image with `probability` to 0, in place: [N, C, H, W], normalised.
+
+    Distributed as torchvision's RandomErasing: area and aspect as above, height and width rounded and less than those
+    of the image, every position alike.
+    """
+    count, _, height, width = images.shape
+    area, aspect = torch.rand(2, count, TRIES, generator=generator, device=images.device)
+    place = torch.rand(2, count, generator=generator, device=images.device)
+    chosen = torch.rand(count, generator=generator, device=images.device) < probability
+    area = height * width * (ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * area)
+    low, high = (math.log(value) for value in ERASED_ASPECT)
+    aspect = (low + (high - low) * aspect).exp()
+    sides = torch.stack(((area * aspect).sqrt().round(), (area / aspect).sqrt().round()))
+    inside = (sides[0] < height) & (sides[1] < width)
+    first = inside.to(torch.uint8).argmax(1)  # of equal ones the first
+    sides = sides[:, torch.arange(count, device=images.device), first]
+    chosen &= inside.any(1)
+    whole = torch.tensor((height, width), dtype=sides.dtype, device=images.device)[:, None]
+    starts = (place * (whole - sides + 1)).floor()
+    rows, columns = (
+        (torch.arange(size, device=images.device) >= start[:, None])
+        & (torch.arange(size, device=images.device) < (start + side)[:, None])
+        for size, start, side in zip((height, width), starts, sides, strict=True)
+    )
+    mask = chosen[:, None, None] & rows[:, :, None] & columns[:, None, :]
+    return images.masked_fill_(mask[:, None], 0.0)

@@ -90,6 +90,38 @@ def cost(architectures: Sequence[str], settings: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("data/latency.csv"), show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="of the CPU")
+@click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="images that run together")
+@click.option("--warmup", type=click.IntRange(0), default=5, show_default=True, help="rounds that do not count")
+@click.option("--repeats", type=click.IntRange(1), default=30, show_default=True, help="rounds that a median is over")
+@PARAMS
+def latency(out: Path, device: str, threads: int, batch_size: int, warmup: int, repeats: int, settings: Path) -> None:
+    """Measure every operator of the space on this device, as a table for a search under a limit on latency."""
+    import torch
+
+    from sumnas import files, latency, machine, stopwatch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here")
+    space = _space(settings)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        costs, whole = stopwatch.measure(space, device, batch_size, warmup, repeats)
+    finally:
+        torch.set_num_threads(before)
+    name = torch.cuda.get_device_name() if device == "cuda" else machine.cpu_model()
+    facts: dict[str, str | int] = {"device": name, "threads": threads, "batch_size": batch_size, "repeats": repeats}
+    latency.write(out, space, costs, {**facts, "torch": torch.__version__})
+    low, high = (costs.base + float(end) for end in (costs.table.min(1).sum(), costs.table.max(1).sum()))
+    click.echo(f"{low:.3g} to {high:.3g} ms on {name} -> {out}")
+    click.echo(f"whole networks took {min(whole):.2f} to {max(whole):.2f} times the sums of their parts")
+    click.echo(f"search:\n  cost: latency_ms\n  latency: {{ path: {out}, sha256: {files.sha256(out)[:16]} }}")
+
+
+@main.command()
 @click.argument("architecture", metavar="ARCH")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("architecture.svg"), show_default=True)
 @PARAMS

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sumnas import manifest as manifests
 from sumnas import seeding
-from sumnas.augmentation import Augmentation, augment
+from sumnas.augmentation import Augmentation, augment, erase
 from sumnas.errors import UserError
 from sumnas.streaming import KEEP_BYTES, ImageFiles, Key, read_listing
 
@@ -163,9 +163,11 @@ class Batches:
             raise UserError(
                 f"batch_size = {batch_size} (x {rounds} rounds): more than the {len(indices)} training images; lower it"
             )
-        if augmentation is not None and augmentation.resized_crop and not isinstance(data.images["train"], ImageFiles):
+        in_files = isinstance(data.images["train"], ImageFiles)
+        if augmentation is not None and not in_files and (key := augmentation.needs_files) is not None:
             raise UserError(
-                "augmentation.resized_crop: is for image folders only, and this data lies in arrays; take crop_padding"
+                f"augmentation.{key}: is for image folders only, and this data lies in arrays; take crop_padding, "
+                "flip, random_erasing"
             )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[list[Batch]]]:
@@ -181,6 +183,14 @@ class Batches:
             batches = self._from_memory(orders, epoch, start)
         for _ in range(start, self.steps):
             yield [[next(batches) for _ in orders] for _ in range(self.rounds)]
+
+    def _erased(self, batch: Batch, epoch: int, stream: int, first: int) -> Batch:
+        """Erase rectangles as the settings say; the draw follows from the batch's place alone."""
+        if self.augmentation is None or not self.augmentation.random_erasing:
+            return batch
+        images, labels = batch
+        generator = seeding.torch_stream(self.seed, "erasing", epoch, stream, first, device=images.device)
+        return erase(images, self.augmentation.random_erasing, generator), labels
 
     def _parts(self, orders: list[Tensor], start: int) -> Iterator[tuple[int, int, Tensor]]:
         """Yield stream, place in it and images of each batch from step `start` on, in the order of their use."""
@@ -198,8 +208,8 @@ class Batches:
                 if first >= start * self.rounds * self.batch_size:
                     break
                 self._batch(index, noise[stream])
-        for stream, _, index in self._parts(orders, start):
-            yield self._batch(index, noise[stream])
+        for stream, first, index in self._parts(orders, start):
+            yield self._erased(self._batch(index, noise[stream]), epoch, stream, first)
 
     def _from_files(self, images: ImageFiles, orders: list[Tensor], epoch: int, start: int) -> Iterator[Batch]:
         labels = self.data.labels["train"]
@@ -209,8 +219,9 @@ class Batches:
             for stream, first, index in self._parts(orders, start)
         )
         found = images.stream(keys, self.augmentation, seed, pin=labels.device.type == "cuda")
-        for (_, _, index), x in zip(self._parts(orders, start), found, strict=True):
-            yield self.data.normalise(x), labels[index.to(labels.device)]
+        for (stream, first, index), x in zip(self._parts(orders, start), found, strict=True):
+            batch = self.data.normalise(x), labels[index.to(labels.device)]
+            yield self._erased(batch, epoch, stream, first)
 
     def _batch(self, index: Tensor, generator: torch.Generator) -> Batch:
         images = self.data.images["train"][index]

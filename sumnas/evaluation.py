@@ -33,27 +33,37 @@ class EvaluationSettings(BaseModel):
 
 
 class Score(NamedTuple):
-    """Accuracy in percent and mean cross-entropy over a split."""
+    """Accuracy in percent and mean cross-entropy over a split.
+
+    `top5`, where it was asked for and there are more than five classes: percent of images whose class is among the
+    five highest logits.
+    """
 
     accuracy: float
     loss: float
+    top5: float | None = None
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, split: Split, batch_size: int, name: str = "a network") -> Score:
+def evaluate(
+    network: nn.Module, split: Split, batch_size: int, name: str = "a network", *, top5: bool = False
+) -> Score:
     """Score a network in evaluation mode on images [N, C, H, W] and labels [N], or on a split that is streamed.
 
     UserError, with `name`, where the loss is not finite: such an accuracy would mean nothing.
     """
     network.eval()
     # Summed on the device and read once: a transfer per batch would stall an accelerator.
-    count, correct, loss = 0, torch.zeros(()), torch.zeros(())
+    count, correct, loss, among = 0, torch.zeros(()), torch.zeros(()), None
     for x, y in in_batches(split, batch_size):
         if not count:
             correct = torch.zeros((), dtype=torch.long, device=y.device)
             loss = torch.zeros((), dtype=torch.float64, device=y.device)
         logits = network(x)
         correct += (logits.argmax(1) == y).sum()
+        if top5 and logits.shape[1] > 5:
+            found = (logits.topk(5).indices == y[:, None]).sum()
+            among = found if among is None else among + found
         loss += F.cross_entropy(logits, y, reduction="sum")
         count += len(y)
     mean = float(loss) / count
@@ -61,7 +71,7 @@ def evaluate(network: nn.Module, split: Split, batch_size: int, name: str = "a n
         raise UserError(
             f"{name}: the loss on the scored images is {mean}: its weights went wrong; lower the learning rate"
         )
-    return Score(100.0 * int(correct) / count, mean)
+    return Score(100.0 * int(correct) / count, mean, None if among is None else 100.0 * int(among) / count)
 
 
 class SubModel(nn.Module):

@@ -299,7 +299,7 @@ def _combinations(params: Params) -> list[str]:
         space = spaces.build(params.space)
     except ValueError as error:
         return [*problems, str(error)]
-    problems += _limits(params.search, space)
+    problems += [*_limits(params.search, space), *_recipes(params, space)]
     if params.benchmark.source in ("nats", "nasbench201") and params.space.name != "nasbench201":
         problems.append(f"benchmark.source = {params.benchmark.source!r}: needs space.name: nasbench201")
     for name, source in params.further.items():
@@ -333,6 +333,24 @@ def _limits(search: SearchSettings, space: spaces.Space) -> list[str]:
             for limit in search.limits
             if limit is not None and limit < smallest
         ]
+    return problems
+
+
+def _recipes(params: Params, space: spaces.Space) -> list[str]:
+    """Return what recipes and augmentations ask for that this space, or this data, has not."""
+    recipes, problems = {"retrain.recipe": params.retrain.recipe}, []
+    if params.benchmark.source == "pool":
+        recipes["benchmark.pool.recipe"] = params.benchmark.pool.recipe
+    for key, recipe in recipes.items():
+        if recipe.dropout and not space.has_dropout:
+            problems.append(f"{key}.dropout = {recipe.dropout}: networks of {params.space.name} have none; set it to 0")
+    every = {key: recipe.augmentation for key, recipe in recipes.items()} | {"supernet": params.supernet.augmentation}
+    for key, augmentation in every.items():
+        if params.data.source != "imagefolder" and (name := augmentation.needs_files) is not None:
+            problems.append(
+                f"{key}.augmentation.{name}: is for data.source: imagefolder only; set it to null, and take flip, "
+                "crop_padding, random_erasing"
+            )
     return problems
 
 

@@ -101,6 +101,7 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
                     "label": summaries.limit_label(entry["limit"], run.found["cost"]),
                     "cell": numbers[entry["architecture"]],
                     "retrained": summaries.retrained(run, entry["architecture"]),
+                    "top5": summaries.retrained(run, entry["architecture"], "test_top5"),
                 }
                 for entry in run.found["found"]
             ],

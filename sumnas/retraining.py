@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from sumnas import seeding
-from sumnas.augmentation import Augmentation
 from sumnas.data import Batches, Prepared
 from sumnas.errors import UserError
 from sumnas.evaluation import Score, evaluate
-from sumnas.precision import Arithmetic
-from sumnas.schedules import Schedule, factor
+from sumnas.recipe import Recipe
 from sumnas.spaces.base import Architecture, Space
-
-
-class Recipe(BaseModel):
-    """How one network is trained. NAS-Bench-201's own: 200 epochs, batch 256, lr 0.1, the defaults, flip, crop 4."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
-    learning_rate: float = Field(gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = True
-    weight_decay: float = Field(5e-4, ge=0, description="on every parameter, normalisation included")
-    schedule: Schedule = Field("cosine", description="constant within an epoch, as in NAS-Bench-201")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    last_batch: Literal["drop", "keep"] = Field(
-        "drop", description="images of an epoch that fill no whole batch: left out, or a smaller batch (NAS-Bench-201)"
-    )
-    augmentation: Augmentation
-    arithmetic: Arithmetic = Arithmetic()
 
 
 class RetrainSettings(BaseModel):
@@ -53,7 +33,10 @@ class RetrainSettings(BaseModel):
 
 
 class Trained(NamedTuple):
-    """A trained network and its score on each held-out split."""
+    """A trained network and its score on each held-out split, top-5 included.
+
+    Where the recipe averages weights, it is the averaged network.
+    """
 
     network: nn.Module
     scores: dict[str, Score]
@@ -87,47 +70,59 @@ def train_network(
         data, everything, recipe.batch_size, seeding.derive(seed, name), recipe.augmentation,
         keep_last=recipe.last_batch == "keep",
     )  # fmt: skip
-    optimizer = torch.optim.SGD(
-        network.parameters(), recipe.learning_rate, recipe.momentum,
-        nesterov=recipe.nesterov and recipe.momentum > 0, weight_decay=recipe.weight_decay, foreach=True,
-    )  # fmt: skip
+    recipe.set_dropout(network)
+    optimizer, average = recipe.optimizer(network), recipe.average(network)
     for parameter in network.parameters():  # out of the loss's reach, some still decay, as in the benchmark
         parameter.grad = torch.zeros_like(parameter)
     at, seen, total = 0, 0, torch.zeros((), device=device)
     if state is not None:
         network.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
+        if average is not None:
+            average.load_state_dict(state["average"])
         at, seen, total = state["epoch"], state["steps"], state["loss_sum"].to(device)
     network.train()
     for epoch in range(at, recipe.epochs):
-        optimizer.param_groups[0]["lr"] = recipe.learning_rate * factor(recipe.schedule, epoch / recipe.epochs)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate(epoch)
         for step, (((images, labels),),) in enumerate(batches.epoch(epoch, seen), seen + 1):
-            with recipe.arithmetic.autocast(device):
+            # A stream for every step, so that a training that goes on draws what it would have drawn.
+            drops = seeding.scoped(seed, "dropout", name, epoch, step) if recipe.dropout else contextlib.nullcontext()
+            with drops, recipe.arithmetic.autocast(device):
                 logits = network(recipe.arithmetic.images(images))
                 loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=False)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            if average is not None:
+                recipe.average_in(average, network, epoch, step - 1)
             total += loss.detach()
             if on_step:
-                on_step(partial(_capture, name, network, optimizer, epoch, step, total))
+                on_step(partial(_capture, name, network, optimizer, average, epoch, step, total))
         mean = float(total) / batches.steps
         _check(name, mean, epoch)
         if on_epoch:
             on_epoch(epoch, mean)
         seen, total = 0, torch.zeros((), device=device)
-    scores = {split: evaluate(network, data.split(split), 512, name) for split in data.held_out}
-    return Trained(network, scores)
+    result = network if average is None else average.module
+    scores = {split: evaluate(result, data.split(split), 512, name, top5=True) for split in data.held_out}
+    return Trained(result, scores)
 
 
 def _capture(
-    name: str, network: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, steps: int, loss_sum: Tensor
+    name: str,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    epoch: int,
+    steps: int,
+    loss_sum: Tensor,
 ) -> dict[str, Any]:
     """Return what the rest of a training depends on; the random streams follow from seed and epoch."""
     _check(name, float(loss_sum), epoch)
     return {
         "weights": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "steps": steps,
-        "loss_sum": loss_sum,
+        "loss_sum": loss_sum, **({} if average is None else {"average": average.state_dict()}),
     }  # fmt: skip
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sumnas.errors import UserError
 from sumnas.sampling import HALF_A_MAC, Accept, Architecture, Feasible, collect
@@ -21,8 +21,20 @@ LABELS = {"macs": "MACs", "params": "number of parameters"}
 UNITS = {"macs": " million MACs", "params": " million parameters"}
 """Of the costs that are sums over layers; what is measured carries its own name."""
 
+LATENCY = "latency_ms"
+"""Name of the cost that `search.latency` gives."""
+
 BREEDING_TRIES = 50
 """Tries allowed for each mutant or crossover wanted; what is then missing is drawn at random, as in SPOS."""
+
+
+class LatencyFile(BaseModel):
+    """A table that `sumnas latency` wrote, and its digest: what was measured cannot be made anew."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(min_length=1)
+    sha256: str = Field(pattern=r"^[0-9a-f]{16,64}$", description="of the file, or its first 16 digits or more")
 
 
 class SearchSettings(BaseModel):
@@ -41,13 +53,23 @@ class SearchSettings(BaseModel):
     )
     cost: str = Field(
         "macs",
-        description="what is limited: macs, params (millions), or a further cost of the benchmark table by its name",
+        description="what is limited: macs, params (millions), a further cost of the benchmark table by its name, or "
+        "latency_ms where `latency` gives it",
+    )
+    latency: LatencyFile | None = Field(
+        None, description="milliseconds per layer and operator, measured by `sumnas latency`"
     )
     population: int = Field(default=20, ge=1, description="P: survivors of a generation")
     generations: int = Field(default=30, ge=0, description="G; 0 leaves the best of P random architectures")
     offspring: int = Field(default=64, ge=2, multiple_of=2, description="C: half mutants, half crossovers")
     mutation_probability: float = Field(default=0.1, gt=0, le=1, description="p, per layer")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _latency_is_limited(self) -> Self:
+        if self.latency is not None and self.cost != LATENCY:
+            raise ValueError(f"latency names a table, but cost is {self.cost!r}; set cost: {LATENCY}, or latency: null")
+        return self
 
     @field_validator("limits")
     @classmethod

@@ -192,6 +192,13 @@ def transform(size: int, crop: float, augmentation: Augmentation | None) -> Call
         steps.append(v2.RandomHorizontalFlip())
     if augmentation and augmentation.crop_padding:
         steps.append(v2.RandomCrop(size, padding=augmentation.crop_padding))
+    if augmentation and augmentation.auto_augment:
+        smooth = v2.InterpolationMode.BILINEAR
+        other = {"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}.get(augmentation.auto_augment)
+        if other is not None:
+            steps.append(other(interpolation=smooth))
+        else:
+            steps.append(v2.AutoAugment(v2.AutoAugmentPolicy(augmentation.auto_augment), interpolation=smooth))
     whole = v2.Compose([*steps, v2.PILToTensor()])
     return lambda image: whole(image).permute(1, 2, 0).contiguous()
 

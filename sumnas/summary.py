@@ -155,9 +155,9 @@ def _differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return result
 
 
-def retrained(run: Run, architecture: str) -> float | None:
-    """Return the test accuracy (percent) of an architecture trained from scratch, where that was done."""
-    return next((n["test_accuracy"] for n in run.retrain["networks"] if n["architecture"] == architecture), None)
+def retrained(run: Run, architecture: str, key: str = "test_accuracy") -> float | None:
+    """Return the test accuracy (percent), or another figure, of an architecture trained from scratch, where it was."""
+    return next((n.get(key) for n in run.retrain["networks"] if n["architecture"] == architecture), None)
 
 
 def _accuracy(entry: dict[str, Any]) -> str:

@@ -64,6 +64,7 @@ def write_results(folder: Path, space: NASBench201) -> None:
                 **keys, "settings_digest": digests["search"], "benchmark_best": 99.0, "cost": "macs", "found": found,
             })  # fmt: skip
             networks = [{"architecture": space.encode(a), "test_accuracy": 90 + 0.37 * sum(a)} for a in chosen]
+            networks[1]["test_top5"] = 98.765  # as of results since top-5 is measured
             files.write_json(folder / f"results/retrain/{run}/metrics.json", {
                 **keys, "settings_digest": digests["retrain"], "networks": networks,
             })  # fmt: skip

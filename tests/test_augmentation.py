@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare
+from scipy.stats import chisquare, ks_2samp
 from torch import Tensor
 
-from sumnas.augmentation import Augmentation, augment
+from sumnas.augmentation import Augmentation, augment, erase
 
 BOTH = Augmentation(flip=True, crop_padding=2)
 
@@ -86,3 +86,57 @@ def test_no_augmentation_changes_nothing_and_draws_nothing() -> None:
     state = generator.get_state()
     assert torch.equal(augment(images, Augmentation(), generator), images)
     assert torch.equal(generator.get_state(), state)
+
+
+# Erasing.
+
+
+def holes(images: Tensor) -> list[tuple[int, int, int, int] | None]:
+    """Top, left, height and width of what is 0 in images of ones [N, C, H, W]; asserts that it is one rectangle."""
+    found: list[tuple[int, int, int, int] | None] = []
+    for image in images:
+        empty = (image == 0).all(0)
+        assert torch.equal(empty, (image == 0).any(0))  # the same in every channel
+        if not empty.any():
+            found.append(None)
+            continue
+        rows, columns = empty.any(1).nonzero().flatten(), empty.any(0).nonzero().flatten()
+        top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1])
+        assert empty[top : bottom + 1, left : right + 1].all()
+        assert int(empty.sum()) == (bottom - top + 1) * (right - left + 1)
+        found.append((top, left, bottom - top + 1, right - left + 1))
+    return found
+
+
+def test_what_is_erased_is_distributed_as_torchvisions() -> None:
+    from torchvision.transforms import v2
+
+    count, height, width = 3000, 24, 32
+    own = holes(erase(torch.ones(count, 2, height, width), 0.6, torch.Generator().manual_seed(0)))
+    reference = v2.RandomErasing(p=1.0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        other = holes(torch.stack([reference(torch.ones(1, height, width)) for _ in range(count)]))
+    erased = [hole for hole in own if hole]
+    assert abs(len(erased) / count - 0.6) < 4 * math.sqrt(0.24 / count)
+    expected = [hole for hole in other if hole]
+    figures = {
+        "area": lambda h: h[2] * h[3], "aspect": lambda h: h[2] / h[3], "top": lambda h: h[0] / (height - h[2] + 1),
+        "left": lambda h: h[1] / (width - h[3] + 1), "middle": lambda h: h[0] + h[2] / 2,
+    }  # fmt: skip
+    for name, figure in figures.items():
+        assert ks_2samp([figure(h) for h in erased], [figure(h) for h in expected]).pvalue > 1e-3, name
+
+
+def test_erasing_follows_from_its_generator_and_touches_nothing_else() -> None:
+    images = torch.randn(200, 3, 9, 7).to(memory_format=torch.channels_last)
+
+    def draw(seed: int, probability: float = 0.5) -> Tensor:
+        return erase(images.clone(), probability, torch.Generator().manual_seed(seed))
+
+    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
+    assert torch.equal(draw(0)[draw(0) != 0], images[draw(0) != 0])
+    assert torch.equal(draw(0, 0.0), images)
+    assert (draw(0, 1.0) == 0).flatten(1).any(1).float().mean() > 0.95  # but for those no rectangle fitted into
+    # Those with one image less do not depend on the others' content, and a tiny image stays whole.
+    assert torch.equal(erase(torch.ones(5, 1, 1, 1), 1.0, torch.Generator()), torch.ones(5, 1, 1, 1))

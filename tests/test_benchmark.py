@@ -12,7 +12,7 @@ from sumnas.augmentation import Augmentation
 from sumnas.benchmark import pool, table
 from sumnas.benchmark.settings import PoolSettings
 from sumnas.errors import UserError
-from sumnas.retraining import Recipe
+from sumnas.recipe import Recipe
 from sumnas.spaces.nasbench201 import NASBench201, Settings
 
 SPACE = NASBench201(

@@ -18,7 +18,8 @@ from sumnas.batchnorm import CalibrationSettings, get_statistics, recalibrate, s
 from sumnas.data import Batches, Prepared
 from sumnas.errors import UserError
 from sumnas.evaluation import EvaluationSettings, Fit, Predictor, Score, calibration_batches, evaluate
-from sumnas.retraining import Recipe, train_network
+from sumnas.recipe import Recipe
+from sumnas.retraining import train_network
 from sumnas.schedules import factor
 from sumnas.spaces.base import Architecture, Supernet
 from sumnas.spaces.nasbench201 import NASBench201
@@ -256,7 +257,7 @@ def test_training_is_a_naive_loop(tiny_space: NASBench201, digits: Prepared, cha
         torch.testing.assert_close(b, c, rtol=1e-3, atol=1e-4, msg=name)
     assert set(trained.scores) == {"validation", "test"}
     for split, score in trained.scores.items():
-        assert score == evaluate(trained.network, digits.split(split), 512)
+        assert score == evaluate(trained.network, digits.split(split), 512, top5=True)
 
 
 def test_without_momentum_nesterov_is_left_out(tiny_space: NASBench201, digits: Prepared) -> None:

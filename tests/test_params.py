@@ -39,6 +39,22 @@ CASES: dict[str, tuple[Callable[[Blocks], object], str]] = {
         lambda b: b["retrain"]["recipe"].update(epoch=1),
         "retrain.recipe.epoch: unknown key; did you mean 'retrain.recipe.epochs'",
     ),
+    "a policy for arrays": (
+        lambda b: b["retrain"]["recipe"]["augmentation"].update(auto_augment="imagenet"),
+        "retrain.recipe.augmentation.auto_augment: is for data.source: imagefolder only; set it to null",
+    ),
+    "a rectangle for arrays": (
+        lambda b: b["supernet"]["augmentation"].update(resized_crop=0.1),
+        "supernet.augmentation.resized_crop: is for data.source: imagefolder only; set it to null",
+    ),
+    "dropout where there is none": (
+        lambda b: b["benchmark"]["pool"]["recipe"].update(dropout=0.2),
+        "benchmark.pool.recipe.dropout = 0.2: networks of nasbench201 have none; set it to 0",
+    ),
+    "a warm-up that leaves nothing": (
+        lambda b: b["retrain"]["recipe"].update(warmup_epochs=20),
+        "warmup_epochs = 20 leaves none of 20 epochs for the schedule; lower it",
+    ),
     "unknown block": (lambda b: b.update(serach={}), "serach: unknown block; did you mean 'search'"),
     "missing block": (lambda b: b.pop("ranking"), "ranking: missing block"),
     "a key that an engine looks up": (

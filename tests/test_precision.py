@@ -14,7 +14,8 @@ from sumnas import seeding
 from sumnas.methods import sumnas
 from sumnas.paths import strictly_fair_paths
 from sumnas.precision import Arithmetic
-from sumnas.retraining import Recipe, train_network
+from sumnas.recipe import Recipe
+from sumnas.retraining import train_network
 from sumnas.spaces.mobilenet import Network
 from sumnas.training import assemble, train
 from tests.chains import space

@@ -247,3 +247,21 @@ def test_mobilenet_cpu_is_the_same_space_made_narrow() -> None:
     assert loaded.benchmark.pool.architectures == 20
     smallest, largest = narrow.macs((0,) * 19), narrow.macs((5,) * 19)
     assert smallest < loaded.search.limits[0] < largest
+
+
+def test_retraining_on_imagenet_is_torchvisions_recipe_for_one_gpu() -> None:
+    recipe = load("imagenet-mobilenet").retrain.recipe
+    reference = {"rate": 0.5, "images": 1024, "decay": 0.99998, "every": 32}  # of pytorch/vision, pull request 5560
+    assert recipe.learning_rate == pytest.approx(reference["rate"] * recipe.batch_size / reference["images"])
+    # Its own rule: the average reaches over the same share of a training, however long that is.
+    share = (1 - reference["decay"]) * recipe.batch_size * recipe.ema_every / recipe.epochs
+    assert recipe.ema_decay == pytest.approx(1 - share, abs=1e-5) and recipe.ema_every == reference["every"]
+    assert (recipe.warmup_epochs, recipe.label_smoothing, recipe.weight_decay, recipe.norm_weight_decay) == (
+        5, 0.1, 2e-5, 0.0,
+    )  # fmt: skip
+    assert (recipe.augmentation.random_erasing, recipe.schedule, recipe.nesterov) == (0.1, "cosine", False)
+    small = load("mobilenet-cpu")
+    steps = small.data.limit // small.retrain.recipe.batch_size * small.retrain.recipe.epochs
+    full = 1_231_201 // recipe.batch_size * recipe.epochs
+    own = 1 / (1 - small.retrain.recipe.ema_decay) / steps
+    assert own == pytest.approx(recipe.ema_every / (1 - recipe.ema_decay) / full, rel=0.1)

@@ -10,7 +10,7 @@ import pytest
 from sumnas.benchmark import pool
 from sumnas.benchmark.settings import PoolSettings
 from sumnas.errors import UserError
-from sumnas.retraining import Recipe
+from sumnas.recipe import Recipe
 from sumnas.sampling import CannotSample
 from sumnas.spaced import _probabilities, _tilt, draw_spaced
 from sumnas.spaces import mobilenet

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sumnas import streaming
+from sumnas import seeding, streaming
 from sumnas.augmentation import Augmentation
 from sumnas.batchnorm import CalibrationSettings
 from sumnas.data import Batches, Prepared, Streamed, check_fits, in_batches, load
@@ -175,6 +175,46 @@ def test_draws_follow_from_seed_epoch_stream_and_place(prepared: Path) -> None:
     assert first == draws(0, 0)
     every = [*first, *draws(0, 1), *draws(1, 0)]  # three batches of two streams each
     assert len(every) == 18 and len(set(every)) == 18
+
+
+@pytest.mark.parametrize("policy", ["imagenet", "cifar10", "svhn", "randaugment", "trivialaugment"])
+def test_policies_are_torchvisions_own(prepared: Path, image_folder: Path, policy: Any) -> None:
+    from torchvision.transforms import v2
+
+    smooth = v2.InterpolationMode.BILINEAR
+    reference = {
+        "imagenet": v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET, smooth),
+        "cifar10": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, smooth),
+        "svhn": v2.AutoAugment(v2.AutoAugmentPolicy.SVHN, smooth),
+        "randaugment": v2.RandAugment(interpolation=smooth),
+        "trivialaugment": v2.TrivialAugmentWide(interpolation=smooth),
+    }[policy]
+    images = load(prepared, workers=2).images["train"]
+    assert isinstance(images, streaming.ImageFiles)
+    keys = [(number % 5, 1, number) for number in range(24)]
+    (found,) = images.stream([keys], Augmentation(auto_augment=policy), 3)
+    changed = 0
+    for key, image in zip(keys, found, strict=True):
+        plain = Image.fromarray(by_hand(image_folder / os.fsdecode(images.paths[key[0]]), images.crop))
+        with seeding.scoped(3, *key[1:]):
+            expected = np.asarray(reference(plain))
+        assert np.array_equal(image.numpy(), expected)
+        changed += not np.array_equal(expected, np.asarray(plain))
+    assert changed > 8
+
+
+def test_a_policy_needs_files(digits: Prepared) -> None:
+    with pytest.raises(UserError, match=r"augmentation\.auto_augment: is for image folders only, .* take crop_padding"):
+        Batches(digits, torch.arange(50), 10, 0, Augmentation(auto_augment="randaugment"))
+
+
+def test_rectangles_are_erased_from_files_as_from_memory(prepared: Path) -> None:
+    data, how = load(prepared), Augmentation(random_erasing=0.6)
+    memory = Prepared({"train": every_image(data.images["train"])}, data.labels, data.mean, data.std, data.classes)
+    whole = epoch(data, 1, augmentation=how)
+    assert same(whole, epoch(memory, 1, augmentation=how))
+    assert same(epoch(load(prepared, workers=2), 1, start=1, augmentation=how), whole[1:])
+    assert not same(whole, epoch(data, 1, augmentation=None))
 
 
 def test_a_random_rectangle_needs_files(digits: Prepared) -> None:

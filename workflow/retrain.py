@@ -71,6 +71,8 @@ def train_once(job: Job, space: Space, prepared: Prepared, text: str) -> tuple[d
                 "validation_accuracy": trained.scores["validation"].accuracy
                 if "validation" in trained.scores
                 else None,
+                "test_top5": trained.scores["test"].top5,
+                "validation_top5": trained.scores["validation"].top5 if "validation" in trained.scores else None,
             }
             files.write_tensors(kept, trained.network.state_dict(), entry)
             work.clear(keep=kept.name)

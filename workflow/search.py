@@ -7,13 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from sumnas import files
+from sumnas import files, latency
 from sumnas.benchmark import table
 from sumnas.errors import UserError
 from sumnas.progress import Progress
 from sumnas.sampling import HALF_A_MAC
-from sumnas.search import Found, Generation, Scores, best_under_limits, evolve_under_limits, pareto_front
-from sumnas.spaces.base import Architecture, Space
+from sumnas.search import (
+    LATENCY,
+    Found,
+    Generation,
+    Scores,
+    SearchSettings,
+    best_under_limits,
+    evolve_under_limits,
+    pareto_front,
+)
+from sumnas.spaces.base import Architecture, Costs, Space
 from workflow import inputs
 from workflow.stage import Job, execute
 from workflow.stages import FOUND, GENERATIONS, PARETO, PREPARED, SCORED, SCORES, TABLE, WEIGHTS
@@ -34,12 +43,13 @@ def main(job: Job) -> str:
     """Write found.json, history.csv, scored.csv and pareto.svg under results/search/<run>/."""
     space, settings = job.space(), job.params.search
     known = table.read(job.path(TABLE), space)
-    measured = measured_costs(known, settings.cost) if space.additive(settings.cost) is None else None
+    additive = additive_costs(space, settings)
+    measured = measured_costs(known, settings.cost) if additive is None else None
     if settings.strategy == "exhaustive":
-        found, history, scored = exhaustive(job, space, measured)
+        found, history, scored = exhaustive(job, space, additive, measured)
     else:
-        found, history, scored = evolutionary(job, space, measured)
-    accuracy, best = known.lookup(), oracle(known, space, settings.cost, settings.limits)
+        found, history, scored = evolutionary(job, space, additive, measured)
+    accuracy, best = known.lookup(), oracle(known, space, settings.cost, settings.limits, additive)
     entries = [
         {
             "limit": f.limit,
@@ -109,17 +119,29 @@ def write_scored(job: Job, space: Space, scored: Scored, entries: Sequence[Mappi
     plots.pareto(job.path(PARETO), rows, found, title, job.params.evaluation.split)
 
 
+def additive_costs(space: Space, settings: SearchSettings) -> Costs | None:
+    """Return the cost that is limited where it is a sum over layers: counted, or from a table of latencies."""
+    return latency.load(settings.latency, space) if settings.latency else space.additive(settings.cost)
+
+
 def measured_costs(known: table.Table, name: str) -> dict[Architecture, float]:
     """Return a further cost of the table by architecture; UserError where it has none of that name."""
     if name not in known.costs:
         there = ", ".join(["macs", "params", *known.costs])
-        raise UserError(f"search.cost = {name!r}: the benchmark table has no such cost; there are: {there}")
+        hint = "; or name a table of `sumnas latency` as search.latency" if name == LATENCY else ""
+        raise UserError(f"search.cost = {name!r}: the benchmark table has no such cost; there are: {there}{hint}")
     return dict(zip(known.architectures, known.costs[name].tolist(), strict=True))
 
 
-def oracle(known: table.Table, space: Space, cost: str, limits: Sequence[float | None]) -> list[float | None]:
-    """Return the best true accuracy that the table has under each limit; None where it has nothing there."""
-    costs = {"macs": known.macs, "params": known.params, **known.costs}[cost]
+def oracle(
+    known: table.Table, space: Space, cost: str, limits: Sequence[float | None], additive: Costs | None = None
+) -> list[float | None]:
+    """Return the best true accuracy that the table has under each limit; None where it has nothing there.
+
+    The costs are the table's own; `additive` gives one that it lacks.
+    """
+    there = {"macs": known.macs, "params": known.params, **known.costs}
+    costs = np.array([additive.of(a) for a in known.architectures]) if additive and cost == LATENCY else there[cost]
     kept = np.array([space.connected(a) for a in known.architectures])
     found = []
     for limit in limits:
@@ -129,7 +151,7 @@ def oracle(known: table.Table, space: Space, cost: str, limits: Sequence[float |
 
 
 def evolutionary(
-    job: Job, space: Space, measured: dict[Architecture, float] | None
+    job: Job, space: Space, additive: Costs | None, measured: dict[Architecture, float] | None
 ) -> tuple[list[Found], list[dict[str, object]], Scored]:
     """Run Algorithm 2 under each limit; finished scores survive an interruption."""
     settings, predictor = job.params.search, inputs.predictor(job, space)
@@ -150,7 +172,7 @@ def evolutionary(
             limit = limit_name(generation.limit, settings.cost)
             job.tracker.metrics({f"{name}/{limit}": row[name] for name in COLUMNS[2:]}, row["generation"])
 
-        costs = space.additive(settings.cost) or space.mac_costs
+        costs = additive or space.mac_costs
         results = evolve_under_limits(
             settings, scores, costs.table, costs.base, space.connected, on_generation, measured
         )
@@ -160,13 +182,13 @@ def evolutionary(
 
 
 def exhaustive(
-    job: Job, space: Space, measured: dict[Architecture, float] | None
+    job: Job, space: Space, additive: Costs | None, measured: dict[Architecture, float] | None
 ) -> tuple[list[Found], list[dict[str, object]], Scored]:
     """Take the best of all scores under each limit; with a measured cost, of those architectures that have it."""
     rows = [row for path in job.paths(SCORES) for row in files.read_csv(path, ("architecture", "predicted"))]
     if not rows:
         raise UserError("results/scores: no scores, though search.strategy is exhaustive; run score again")
-    settings, additive = job.params.search, space.additive(job.params.search.cost)
+    settings = job.params.search
     # In the space's order, so that ties fall the same way however the scores were split into shards.
     every = sorted((space.decode(row["architecture"]), float(row["predicted"])) for row in rows)
     scored = every

@@ -34,6 +34,7 @@ OBSERVERS = frozenset(
         "sumnas/plots.py",
         "sumnas/progress.py",
         "sumnas/report.py",
+        "sumnas/stopwatch.py",
         "sumnas/tracking/__init__.py",
         "sumnas/tracking/__main__.py",
         "sumnas/tracking/locks.py",

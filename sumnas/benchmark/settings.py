@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from sumnas.retraining import Recipe
+from sumnas.recipe import Recipe
 
 COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]*")
 """Names of further costs and accuracies: they become columns and measures, and a search limit names them."""

@@ -37,6 +37,7 @@ def text(
         ("parameters", f"{entry['params']:.6g} million"),
         ("parameters in the files here", f"{parameters:,}{_without(parameters, entry['params'])}"),
         ("test accuracy", f"{entry['test_accuracy']:.2f} %"),
+        *([("test accuracy, top-5", _percent(entry["test_top5"]))] if entry.get("test_top5") is not None else []),
         ("validation accuracy", _percent(entry["validation_accuracy"])),
         *([("found under limits", limits)] if limits else []),
     ]

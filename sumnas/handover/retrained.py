@@ -20,7 +20,8 @@ class Retrained:
     """A network in evaluation mode, on the CPU, and what the files say of it.
 
     `entry` has architecture, macs and params (millions), seed, test_accuracy and validation_accuracy (percent, the
-    latter None without such a split), and limits where a search found it; `digest` is that of the settings.
+    latter None without such a split), test_top5 where it was measured, and limits where a search found it; `digest` is
+    that of the settings.
     """
 
     space: Space

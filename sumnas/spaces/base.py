@@ -7,7 +7,7 @@ import importlib
 import itertools
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -39,6 +39,20 @@ class Block(NamedTuple):
     channels: int
     stride: int
     size: int
+
+
+class Part(NamedTuple):
+    """A piece of a network that can be run alone: on [N, *shape], `shape` being [C, H, W] of one image."""
+
+    run: Callable[[Tensor], Tensor]
+    shape: tuple[int, int, int]
+
+
+class Parts(NamedTuple):
+    """What every sub-model runs, and every operator of every layer: choices[layer][operator]."""
+
+    rest: list[Part]
+    choices: list[list[Part]]
 
 
 class Supernet(nn.Module):
@@ -155,6 +169,8 @@ class Space(ABC):
     settings: Any
     layers: int
     candidates: tuple[str, ...]
+    has_dropout = False
+    """Whether stand-alone networks have an attribute `dropout`, a torch.nn.Dropout that a recipe may set."""
 
     @property
     def size(self) -> int:
@@ -237,6 +253,10 @@ class Space(ABC):
     def params(self, architecture: Architecture) -> float:
         """Parameters of the stand-alone network, in millions."""
         return self._costs[1].of(architecture)
+
+    def parts(self, supernet: Supernet) -> Parts | None:
+        """Return the pieces of a supernet that a sub-model runs one after another; None where it is no such chain."""
+        return None
 
     def extract(self, supernet: Supernet, architecture: Architecture) -> nn.Module:
         """Return the sub-model as a stand-alone network that shares the supernet's weight tensors.

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from sumnas.spaces import costs
-from sumnas.spaces.base import Architecture, Block, Costs, Space, Stemmed
+from sumnas.spaces.base import Architecture, Block, Costs, Part, Parts, Space, Stemmed, Supernet
 
 if TYPE_CHECKING:
     from sumnas.lockstep.rounds import FairRound
@@ -166,6 +166,7 @@ class Network(Stemmed):
             for modules, operators in zip(self.layers, held, strict=True)
         ]
         self.head = ConvBN(chain[-1].outputs, settings.head_channels, 1, act=True, track=track)
+        self.dropout = nn.Dropout(0.0)  # a recipe sets its rate: sumnas.recipe
         self.classifier = nn.Linear(settings.head_channels, settings.classes)
         self.settle(held, [
             [list(layer[o].parameters()) if o in layer else [] for o in range(len(OPERATORS))]
@@ -176,7 +177,7 @@ class Network(Stemmed):
         """Return the logits [N, classes] from what goes into the first choice block."""
         for layer, operator in zip(self.operators, architecture, strict=True):
             x = layer[operator](x)
-        return self._classify(x)
+        return self.classify(x)
 
     def forward_mixture(self, x: Tensor, weights: Tensor, architecture: Architecture | None = None) -> Tensor:
         """Run every operator of every block, or those of `architecture`, times [blocks, operators] weights."""
@@ -184,7 +185,7 @@ class Network(Stemmed):
         for number, (layer, row) in enumerate(zip(self.operators, weights.unbind(), strict=True)):
             chosen = layer if architecture is None else (architecture[number],)
             x = torch.stack([row[o] * layer[o](x) for o in chosen]).sum(0)
-        return self._classify(x)
+        return self.classify(x)
 
     def lockstep(self, images: Tensor, fair: FairRound) -> Tensor:
         """Return the logits [m, N, classes] of all paths of a round.
@@ -194,8 +195,9 @@ class Network(Stemmed):
         x = fair.chain(fair.first("stem", images), [list(layer.values()) for layer in self.operators])
         return fair.shared("classifier", fair.shared("head", x).mean((3, 4)))
 
-    def _classify(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.head(x).mean((2, 3)))
+    def classify(self, x: Tensor) -> Tensor:
+        """Return the logits [N, classes] from the last choice block's output."""
+        logits: Tensor = self.classifier(self.dropout(self.head(x).mean((2, 3))))
         return logits
 
 
@@ -203,6 +205,7 @@ class MobileNet(Space):
     """6^19 architectures with the paper's stages; strings such as `e3k7-e6k5-...`, a part per block."""
 
     candidates = OPERATORS
+    has_dropout = True
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -240,6 +243,19 @@ class MobileNet(Space):
     def network(self, architecture: Architecture) -> Network:
         """Build one stand-alone network."""
         return Network(self.settings, [[operator] for operator in self.check(architecture)], track=True)
+
+    def parts(self, supernet: Supernet) -> Parts:
+        """Return stem and head, and every block's operators."""
+        assert isinstance(supernet, Network)
+        settings, last = self.settings, places(self.settings)[-1]
+        image = settings.image_channels, settings.image_size, settings.image_size
+        return Parts(
+            [Part(supernet.stem, image), Part(supernet.classify, (last.outputs, last.size, last.size))],
+            [
+                [Part(operator, (place.inputs, size, size)) for operator in operators.values()]
+                for operators, (place, size) in zip(supernet.operators, self._inputs(), strict=True)
+            ],
+        )
 
     def count_costs(self) -> tuple[Costs, Costs]:
         """Count per block and operator, and the rest of the network once. In millions.
