@@ -358,6 +358,7 @@ rule summarize:
         runs("results/ranking/{method}-{seed}/metrics.json"),
         runs("results/ranking/{method}-{seed}/predictions.csv"),
         runs("results/search/{method}-{seed}/found.json"),
+        runs("results/search/{method}-{seed}/scored.csv"),
         runs("results/retrain/{method}-{seed}/metrics.json"),
         code=code("summarize"),
     output:

@@ -137,7 +137,7 @@ def test_every_declared_output_is_there_and_every_figure_is_well_formed(finished
         assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
     inline = re.findall(r"<svg.*?</svg>", (finished / "results/summary/report.html").read_text(), re.S)
     charts = [svg for svg in inline if "<circle" in svg]
-    assert [len(ET.fromstring(svg).findall("circle")) for svg in charts] == [COUNT] * 8
+    assert [len(ET.fromstring(svg).findall("circle")) for svg in charts] == [COUNT] * 12
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert {a["href"] for a in page.of("a")} <= {f"#{name}" for name in ids}

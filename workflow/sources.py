@@ -22,6 +22,7 @@ OBSERVERS = frozenset(
         "sumnas/diagnosis.py",
         "sumnas/drawing.py",
         "sumnas/errors.py",
+        "sumnas/fronts.py",
         "sumnas/handover/__init__.py",
         "sumnas/handover/bundle.py",
         "sumnas/handover/card.py",
