@@ -223,6 +223,7 @@ def test_observers_exist_and_make_no_result() -> None:
     strategies = {f"sumnas/methods/{name}.py" for name in sources.strategies()}
     helpers = {
         "workflow/check.py",
+        "workflow/lockfile.py",
         "workflow/means.py",
         "workflow/preset.py",
         "workflow/readme.py",
