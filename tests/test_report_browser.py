@@ -93,6 +93,7 @@ def test_on_paper_nothing_is_cut_off(reports: dict[str, Path], chromium: browser
     page.call("Emulation.setEmulatedMedia", media="print")
     page.open(reports["cells"].as_uri())
     assert page.evaluate(OVERFLOW) == []
+    assert page.evaluate("getComputedStyle(document.querySelector('.stacked td')).display") == "table-cell"
     pdf = page.call("Page.printToPDF", preferCSSPageSize=True)["data"]
     assert len(pdf) > 100_000
     assert page.complaints() == []
