@@ -136,6 +136,7 @@ rule all:
         runs("results/retrain/{method}-{seed}/weights.safetensors"),
         runs("results/retrain/{method}-{seed}/metrics.json"),
         "results/summary/metrics.json",
+        "results/summary/overview.json",
         "results/summary/table.md",
         "results/summary/settings.yaml",
         "results/summary/report.html",
@@ -363,6 +364,7 @@ rule summarize:
         code=code("summarize"),
     output:
         "results/summary/metrics.json",
+        "results/summary/overview.json",
         report("results/summary/table.md", caption="workflow/report/table.rst", category="Summary"),
         "results/summary/settings.yaml",
         "results/summary/report.html",

@@ -116,6 +116,18 @@ def test_the_other_tables_have_the_numbers_of_the_result_files(finished: Path, p
     assert next(lines, None) is None
 
 
+def test_the_overview_has_the_main_figures_of_every_method(finished: Path) -> None:
+    methods = read(finished / "results/summary/metrics.json")["methods"]
+    shown = read(finished / "results/summary/overview.json")
+    assert set(shown) == set(METHODS)
+    for name, figures in shown.items():
+        method, last = methods[name], methods[name]["found"][-1]
+        assert last["limit"] is None and figures == {
+            "tau": method["kendall_tau"], "low": method["kendall_tau_low"], "high": method["kendall_tau_high"],
+            "true": last["benchmark_accuracy"], "retrained": last["retrained_accuracy"],
+        }  # fmt: skip
+
+
 def test_the_settings_are_those_in_force(finished: Path, page: Page) -> None:
     loaded = params.load(finished / "params.yaml").plain()
     written = yaml.safe_load((finished / "results/summary/settings.yaml").read_text())
