@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 360.0, 290.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 10.0, 42.0
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 10.0, 10.0, 42.0
 MOST = 6000
-"""Points of all runs' charts of one kind together; of more, an even choice over the true ranks is shown."""
+"""Points of all runs' charts of one kind together; of more, an even choice is shown."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,13 @@ class Mark:
     index: int
     tip: str
     foot: float | None = None
+    radius: float = 4.0
 
 
 @dataclass(frozen=True)
 class Chart:
-    """What the template draws, in user units of WIDTH x HEIGHT."""
+    """What the template draws, in user units of WIDTH x HEIGHT. Of more than are shown, `chosen` says which; a `path`
+    (SVG's `d`) lies under the marks."""
 
     title: str
     xlabel: str
@@ -45,6 +47,8 @@ class Chart:
     yticks: list[Tick]
     marks: list[Mark]
     total: int
+    chosen: str = "evenly over the true ranks"
+    path: str = ""
     width: float = WIDTH
     height: float = HEIGHT
     left: float = LEFT
@@ -78,8 +82,8 @@ def ranked(rows: Sequence[Mapping[str, str]]) -> Ranked:
 
 def scatter(run: Ranked, title: str, split: str, most: int = MOST) -> Chart:
     """Predicted against reference accuracy, of at most so many architectures."""
-    x, xticks = _axis(run.reference, LEFT, WIDTH - RIGHT)
-    y, yticks = _axis(run.predicted, HEIGHT - BOTTOM, TOP)
+    x, xticks = axis(run.reference, LEFT, WIDTH - RIGHT)
+    y, yticks = axis(run.predicted, HEIGHT - BOTTOM, TOP)
     marks = _marks(run, x, y, most)
     return Chart(title, "true accuracy (%)", f"predicted, {split} split (%)", xticks, yticks, marks, len(x))
 
@@ -88,8 +92,8 @@ def rank_differences(run: Ranked, title: str, most: int = MOST) -> Chart:
     """Predicted less true rank over the true rank: above 0 is thought worse than it is, below 0 better."""
     difference = run.predicted_rank - run.true_rank
     count = len(difference)
-    x, xticks = _axis(run.true_rank, LEFT, WIDTH - RIGHT, (1, count))
-    y, yticks = _axis(difference, HEIGHT - BOTTOM, TOP, (-count, count))  # one scale for all runs
+    x, xticks = axis(run.true_rank, LEFT, WIDTH - RIGHT, (1, count))
+    y, yticks = axis(difference, HEIGHT - BOTTOM, TOP, (-count, count))  # one scale for all runs
     marks = _marks(run, x, y, most, next(tick.at for tick in yticks if float(tick.label) == 0))
     return Chart(title, "true rank (1: best)", "predicted - true rank", xticks, yticks, marks, count)
 
@@ -120,7 +124,7 @@ def _tip(run: Ranked, i: int) -> str:
     )
 
 
-def _axis(
+def axis(
     values: NDArray[np.float64], start: float, end: float, limits: tuple[float, float] | None = None
 ) -> tuple[NDArray[np.float64], list[Tick]]:
     """Return the values' positions between `start` and `end` (a margin left free), and the ticks in the range."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from sumnas import charts, columns, drawing, files, plots
+from sumnas import charts, columns, drawing, files, fronts, plots
 from sumnas import summary as summaries
 from sumnas.cautions import cautions
 from sumnas.errors import UserError
@@ -54,7 +54,7 @@ def draw_figures(folder: Path, results: Results, cells: list[Cell], operators: t
     spreads, title = _spreads(results)
     plots.spreads(folder / FIGURES[2], spreads, f"accuracy with shared weights, {split} split (%)", title)
     panels_ = [
-        drawing.Panel("\n".join([f"cell {c.number}, {c.macs:.4g}M", *shortened(c.found_by)]), c.edges, c.chain)
+        drawing.Panel("\n".join([f"{noun(cells)} {c.number}, {c.macs:.4g}M", *shortened(c.found_by)]), c.edges, c.chain)
         for c in cells if c.edges is not None
     ]  # fmt: skip
     drawing.cells(folder / FIGURES[3], panels_, operators)
@@ -109,6 +109,8 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
         for run in results.runs
     ]
     ranked = [(run, charts.ranked(run.predictions)) for run in results.runs]
+    indices = {name: i for i, name in enumerate(ranked[0][1].architectures)}
+    labels = [_labels(item["found"]) for item in runs]
     macs, most = ranked[0][1].macs, charts.MOST // len(ranked)
     return environment.get_template("report.html.j2").render(
         summary=summary,
@@ -128,6 +130,10 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
         scatters=[charts.scatter(r, f"{run.name}: tau {number(run.ranking['kendall_tau'])}", summary["split"], most)
                   for run, r in ranked],
         differences=[charts.rank_differences(r, run.name, most) for run, r in ranked],
+        fronts=[fronts.front(run.scored, by, indices, f"{run.name}: {len(run.scored)} scored", summary["split"], most)
+                for run, by in zip(results.runs, labels, strict=True)],
+        front_colours={"scored": plots.QUIET, "Pareto front": plots.ACCENT, "found by the search": fronts.FOUND},
+        noun=noun(cells),
         scale=charts.colour_scale(),
         macs=(float(macs.min()), float(macs.max())),
         images=images,
@@ -138,9 +144,20 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
     )  # fmt: skip
 
 
+def noun(cells: list[Cell]) -> str:
+    """Return what one of the found architectures is called: a chain of blocks is a whole network, no cell."""
+    return "network" if any(cell.chain for cell in cells) else "cell"
+
+
 def shortened(names: list[str], most: int = 4) -> list[str]:
     """Return the names, the last of many replaced by their number."""
     return names if len(names) <= most else [*names[: most - 1], f"and {len(names) - most + 1} more"]
+
+
+def _labels(found: list[dict[str, Any]]) -> dict[str, str]:
+    """Return under which limits each architecture was found, in words."""
+    return {e["architecture"]: ", ".join(o["label"] for o in found if o["architecture"] == e["architecture"])
+            for e in found}  # fmt: skip
 
 
 def _best(summary: dict[str, Any]) -> str | None:

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run(summary.Run):
-    """What the stages wrote about one run, its training's history included."""
+    """What the stages wrote about one run, its training's history and all that its search scored included."""
 
     history: list[dict[str, str]]
+    scored: list[dict[str, str]]
 
     @property
     def name(self) -> str:
@@ -75,6 +76,9 @@ def load(results: Path) -> Results:
                         ("architecture", "reference", "predicted", "macs"),
                     ),
                     files.read_csv(results / "supernet" / name / "history.csv", ("epoch", "passes", "loss")),
+                    files.read_csv(
+                        results / "search" / name / "scored.csv", ("architecture", "predicted", "macs", "pareto")
+                    ),
                 )
             )  # fmt: skip
     if missing := [method for method in settings["run"]["methods"] if method not in whole["methods"]]:

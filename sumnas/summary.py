@@ -66,6 +66,15 @@ def taus(summary: dict[str, Any]) -> list[tuple[str, float, float, float]]:
     return [row for row in rows if None not in row]
 
 
+def overview(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the few figures by which two experiments are told apart, by method: what DVC shows as columns."""
+    return {
+        name: {"tau": m["kendall_tau"], "low": m["kendall_tau_low"], "high": m["kendall_tau_high"],
+               "true": m["found"][-1]["benchmark_accuracy"], "retrained": m["found"][-1]["retrained_accuracy"]}
+        for name, m in summary["methods"].items()
+    }  # fmt: skip
+
+
 def markdown(summary: dict[str, Any]) -> str:
     """Return the summary as tables to read."""
     seeds = summary["seeds"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -11,7 +12,7 @@ import yaml
 from sumnas import files, params
 from sumnas.ranking import RankingSettings, predictors, rank_measures
 from sumnas.reliability import perfect_predictor_tau, split_half_tau
-from sumnas.spaces.nasbench201 import NASBench201
+from sumnas.spaces.base import Space
 from workflow.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,14 +20,18 @@ METHODS, SEEDS = ["sumnas-k2", "fairnas"], [0, 1]  # not in the order of the alp
 COUNT = 12
 
 
-def write_results(folder: Path, space: NASBench201) -> None:
-    """Write params.yaml, and what the stages before `summarize` would have written, from made-up predictions."""
+def write_results(folder: Path, space: Space, block: dict[str, Any] | None = None) -> None:
+    """Write params.yaml, and what the stages before `summarize` would have written, from made-up predictions.
+
+    `block` are the space's settings where it is not that of the default ones.
+    """
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     raw["run"] |= {"methods": METHODS, "seeds": SEEDS}
+    raw["space"] = block or raw["space"]
     (folder / "params.yaml").write_text(yaml.safe_dump(raw))
     settings = params.load(folder / "params.yaml")
     rng = np.random.default_rng(0)
-    architectures = [tuple(rng.integers(1, 5, 6).tolist()) for _ in range(COUNT)]
+    architectures = [tuple(rng.integers(1, len(space.candidates), space.layers).tolist()) for _ in range(COUNT)]
     per_seed = rng.normal(90, 3, (COUNT, 1)) + rng.normal(0, 1, (COUNT, 3))
     reference = per_seed.mean(1)
     macs = np.array([space.macs(a) for a in architectures])
@@ -63,6 +68,13 @@ def write_results(folder: Path, space: NASBench201) -> None:
             files.write_json(folder / f"results/search/{run}/found.json", {
                 **keys, "settings_digest": digests["search"], "benchmark_best": 99.0, "cost": "macs", "found": found,
             })  # fmt: skip
+            known = dict(zip(architectures, predicted.tolist(), strict=True))
+            scored = [
+                {"architecture": space.encode(a), "predicted": p, "macs": space.macs(a), "params": space.params(a),
+                 "pareto": int(not any(q >= p and space.macs(b) <= space.macs(a) for b, q in known.items() if b != a))}
+                for a, p in known.items()
+            ]  # fmt: skip
+            files.write_csv(folder / f"results/search/{run}/scored.csv", list(scored[0]), scored)
             networks = [{"architecture": space.encode(a), "test_accuracy": 90 + 0.37 * sum(a)} for a in chosen]
             networks[1]["test_top5"] = 98.765  # as of results since top-5 is measured
             files.write_json(folder / f"results/retrain/{run}/metrics.json", {

@@ -118,6 +118,18 @@ def test_the_other_tables_have_the_numbers_of_the_result_files(finished: Path, p
     assert next(lines, None) is None
 
 
+def test_the_overview_has_the_main_figures_of_every_method(finished: Path) -> None:
+    methods = read(finished / "results/summary/metrics.json")["methods"]
+    shown = read(finished / "results/summary/overview.json")
+    assert set(shown) == set(METHODS)
+    for name, figures in shown.items():
+        method, last = methods[name], methods[name]["found"][-1]
+        assert last["limit"] is None and figures == {
+            "tau": method["kendall_tau"], "low": method["kendall_tau_low"], "high": method["kendall_tau_high"],
+            "true": last["benchmark_accuracy"], "retrained": last["retrained_accuracy"],
+        }  # fmt: skip
+
+
 def test_the_settings_are_those_in_force(finished: Path, page: Page) -> None:
     loaded = params.load(finished / "params.yaml").plain()
     written = yaml.safe_load((finished / "results/summary/settings.yaml").read_text())
@@ -139,7 +151,7 @@ def test_every_declared_output_is_there_and_every_figure_is_well_formed(finished
         assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
     inline = re.findall(r"<svg.*?</svg>", (finished / "results/summary/report.html").read_text(), re.S)
     charts = [svg for svg in inline if "<circle" in svg]
-    assert [len(ET.fromstring(svg).findall("circle")) for svg in charts] == [COUNT] * 8
+    assert [len(ET.fromstring(svg).findall("circle")) for svg in charts] == [COUNT] * 12
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert {a["href"] for a in page.of("a")} <= {f"#{name}" for name in ids}

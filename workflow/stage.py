@@ -188,7 +188,7 @@ def execute(
             with tracked.run(job):
                 closing = main(job)
                 _write_run_file(job, started)
-                job.tracker.tags({"mlflow.note.content": closing})
+                tracked.note(job, closing)
     label = " ".join([name, *(v for k, v in job.names.items() if k in ("run", "shard"))])
     say(f"{label}: {closing} ({time.time() - started:.1f} s)")
 

@@ -44,6 +44,7 @@ RETRAIN = "results/retrain/{run}/metrics.json"
 SUMMARY = "results/summary/metrics.json"
 SUMMARY_TABLE = "results/summary/table.md"
 SUMMARY_FIGURE = "results/summary/kendall_tau.svg"
+OVERVIEW = "results/summary/overview.json"
 SETTINGS = "results/summary/settings.yaml"
 TRAINING_FIGURE = "results/summary/training.svg"
 SUBMODELS_FIGURE = "results/summary/submodels.svg"
@@ -129,7 +130,17 @@ STAGES = {
             (),
             ("run.methods", "run.seeds", "run.shards", *COMPUTE, *SHOWN),
             ("results/supernet", "results/ranking", "results/search", "results/retrain"),
-            (SUMMARY, SUMMARY_TABLE, SETTINGS, REPORT, SUMMARY_FIGURE, TRAINING_FIGURE, SUBMODELS_FIGURE, CELLS_FIGURE),
+            (
+                SUMMARY,
+                OVERVIEW,
+                SUMMARY_TABLE,
+                SETTINGS,
+                REPORT,
+                SUMMARY_FIGURE,
+                TRAINING_FIGURE,
+                SUBMODELS_FIGURE,
+                CELLS_FIGURE,
+            ),
         ),
     )
 }

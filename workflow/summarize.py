@@ -11,14 +11,25 @@ from sumnas import files, report, summary
 from sumnas.errors import UserError
 from sumnas.params import Params
 from workflow.stage import Job, execute
-from workflow.stages import FOUND, PREDICTIONS, RANKING, RETRAIN, SETTINGS, STAGES, SUMMARY, SUMMARY_TABLE, WEIGHTS
+from workflow.stages import (
+    FOUND,
+    OVERVIEW,
+    PREDICTIONS,
+    RANKING,
+    RETRAIN,
+    SETTINGS,
+    STAGES,
+    SUMMARY,
+    SUMMARY_TABLE,
+    WEIGHTS,
+)
 
 RUN_KEYS = ("methods", "seeds", "shards", "threads", "device")
 """The block `run`, which is declared key by key."""
 
 
 def main(job: Job) -> str:
-    """Write metrics.json, table.md, settings.yaml, the figures and report.html under results/summary/."""
+    """Write metrics.json, overview.json, table.md, settings.yaml, the figures and report.html in results/summary/."""
     runs, methods = [], {}
     for method in job.params.methods:
         for seed in job.params.seeds:
@@ -43,6 +54,7 @@ def main(job: Job) -> str:
     files.write_text(job.path(SUMMARY_TABLE), summary.markdown(metrics))
     files.write_text(job.path(SETTINGS), yaml.safe_dump(settings(job, methods), sort_keys=False))
     files.write_json(job.path(SUMMARY), metrics)
+    files.write_json(job.path(OVERVIEW), summary.overview(metrics))
     written = report.write(job.path(SUMMARY).parent.parent)
     best = max(metrics["methods"], key=lambda name: metrics["methods"][name]["kendall_tau"] or -2)
     return f"{len(runs)} runs, highest Kendall tau: {best} -> {job.path(SUMMARY_TABLE)}, {written}"

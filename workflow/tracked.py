@@ -7,18 +7,25 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sumnas import files
 from sumnas.errors import UserError
 from sumnas.machine import commit
+from sumnas.shown import interval, number, row
 from sumnas.tracking import Tracker
-from workflow.stages import METHOD, WEIGHTS
+from sumnas.tracking.send import ITSELF, NOTE
+from workflow.stages import METHOD, PREPARED, RANKING, RETRAINED, TABLE, WEIGHTS
 
 if TYPE_CHECKING:
     from workflow.stage import Job
 
 LOG = "log.jsonl"
+TRAIN = ("train_references", "train_supernet", "retrain")
+BASELINES = {"macs": "MACs alone", "params": "parameters alone"}
+LONGEST_NOTE = 5000
+"""Characters that MLflow keeps of a note at least."""
 LARGEST = 2**20
 """Bytes of the largest file that is copied to MLflow."""
 
@@ -41,10 +48,47 @@ def run(job: Job) -> Iterator[None]:
         raise
     with tracker.careful():
         tracker.metrics(figures(job))
+        for dataset in datasets(job):
+            tracker.dataset(*dataset)
         for path in map(job.path, job.stage.outputs):
             if path.is_file() and path.suffix != ".safetensors" and path.stat().st_size <= LARGEST:
                 tracker.artifact(path)
+    with tracker.careful():
+        for network in networks(job):
+            tracker.model(job.names["method"], *network)
     tracker.end("FINISHED")
+
+
+def note(job: Job, closing: str) -> None:
+    """Track what a person reads first on the run's page: the closing line, main figures, and the stage's pictures."""
+    with job.tracker.careful():
+        job.tracker.tags({NOTE: "\n\n".join([closing, *_table(job), *_pictures(job)])[:LONGEST_NOTE]})
+
+
+def datasets(job: Job) -> list[tuple[str, str, Path, str]]:
+    """Return the data sets that the stage reads: name, what for, path, digest. Of images it is the manifest's."""
+    from sumnas import manifest
+
+    found = []
+    if PREPARED in job.stage.inputs:
+        name = manifest.read(Path(PREPARED)).source
+        context = "training" if job.stage.name in TRAIN else "evaluation"
+        found.append((name, context, Path(PREPARED), files.sha256(Path(PREPARED) / manifest.NAME)))
+    if TABLE in job.stage.inputs:
+        found.append(("benchmark", "true accuracies", Path(TABLE), files.sha256(Path(TABLE))))
+    return found
+
+
+def networks(job: Job) -> list[tuple[str, Path, str, dict[str, Any]]]:
+    """Return the trained networks of a retraining: which, file, architecture, and what is known of each."""
+    if job.stage.name != "retrain":
+        return []
+    result, found = files.read_json(job.path(job.stage.outputs[1])), []
+    for entry in result["networks"]:
+        which = "-".join(limit_name(limit, result["cost"]) for limit in entry["limits"])
+        about = {k: entry[k] for k in ("test_accuracy", "validation_accuracy", "macs", "params", "seed")}
+        found.append((which, job.path(RETRAINED), entry["architecture"], about | {"run": job.names["run"]}))
+    return found
 
 
 def name(job: Job) -> str:
@@ -128,6 +172,23 @@ def limit_name(limit: float | None, cost: str) -> str:
 
 def _numbers(entry: Mapping[str, Any], suffix: str = "") -> dict[str, float]:
     return {f"{k}{suffix}": v for k, v in entry.items() if isinstance(v, int | float) and k not in ("seed", "limit")}
+
+
+def _table(job: Job) -> list[str]:
+    """Return the main figures of a ranking as a Markdown table."""
+    if job.stage.name != "rank":
+        return []
+    result = files.read_json(job.path(RANKING))
+    rows = [row(["predictor", "Kendall tau", "95 % interval"]), row(["---"] * 3)]
+    for name, key in ((job.names["run"], "kendall_tau"), *((BASELINES[b], f"{b}_kendall_tau") for b in BASELINES)):
+        rows.append(row([name, number(result[key]), interval(result, key)]))
+    return ["\n".join(rows)]
+
+
+def _pictures(job: Job) -> list[str]:
+    """Return the stage's figures as Markdown images: links to the run's files, whose key the sender puts in."""
+    paths = [path for path in map(job.path, job.stage.outputs) if path.suffix == ".svg"]
+    return [f"![{path.stem}](get-artifact?path={path.name}&run_uuid={ITSELF})" for path in paths]
 
 
 def _limits(entry: Any) -> list[float | None]:

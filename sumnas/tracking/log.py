@@ -5,6 +5,9 @@ The field `event` says what a line is:
 - `start`: `run` (the key, a random hex string), `name`, `group`, `work` (the digest of resumable work, or null)
 - `params`, `tags`: `values`, by name
 - `metrics`: `values` by name, and their `step`
+- `input`: a data set that was read: `name`, `context` (what for), `path`, and the content's `sha256`
+- `model`: a network to register: the registry's `name`, `network` (which of the run's), `architecture`, `about` it, and
+  `path` and `sha256` of the file that has its weights
 - `artifact`: `path`, relative to the project's root, and the content's `sha256`
 - `resume`: the stage goes on from a checkpoint
 - `end`: `status` (FINISHED, FAILED, KILLED)

@@ -15,13 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from sumnas import files
 from sumnas.errors import UserError
+from sumnas.tracking import registry
 from sumnas.tracking.log import Line
 
 if TYPE_CHECKING:
     from sumnas.tracking.store import Store
 
+NOT_REGISTERED = "model_not_registered"
+"""The tag that says why the store would not have a network."""
+ITSELF = "{run_id}"
+"""In a note: MLflow's key of the run, for links to its files. Only the sender knows it."""
 RUN, SENT, GROUP, KIND = "sumnas.run", "sumnas.sent", "sumnas.group", "sumnas.kind"
 """Tags. A parent run has GROUP and KIND, a stage's run has RUN and SENT."""
+NOTE = "mlflow.note.content"
+LATER = ("artifact", "input", "model", "end")
+"""What is sent after the figures, and so lets the count wait."""
 METRICS, PARAMS = 800, 100
 """What goes into one batch: MLflow takes 1000 of all kinds, and 100 parameters or tags."""
 
@@ -57,6 +65,10 @@ class Sender:
         for entry in new:
             if entry.get("event") == "artifact":
                 self._artifact(entry)
+            elif entry.get("event") == "input":
+                registry.log_input(self.store, self.id, entry)
+            elif entry.get("event") == "model":
+                self._model(entry)
         # Only a run's last end counts: after a kill it may go on.
         last = next((e for e in reversed(new) if e.get("event") in ("end", "resume")), {})
         if last.get("event") == "end":
@@ -90,11 +102,12 @@ class Sender:
         found = {n: v for e in lines if e.get("event") == "params" for n, v in e["values"].items()}
         # Parameters are immutable: of a run that is known, only the new ones.
         params = [Param(n, v) for n, v in found.items() if n not in self._params]
-        tags = [RunTag(n, v) for e in lines if e.get("event") == "tags" for n, v in e["values"].items()]
+        said = [(n, v) for e in lines if e.get("event") == "tags" for n, v in e["values"].items()]
+        tags = [RunTag(n, v.replace(ITSELF, self.id) if n == NOTE else v) for n, v in said]
         chunks = _chunks(metrics, METRICS), _chunks(params, PARAMS), _chunks(tags, PARAMS - 1)
         none: list[Any] = []
         batches = [[*batch] for batch in itertools.zip_longest(*chunks, fillvalue=none)]
-        whole = not any(entry.get("event") in ("artifact", "end") for entry in lines)
+        whole = not any(entry.get("event") in LATER for entry in lines)
         if whole and batches:
             batches[-1][2] = [*batches[-1][2], RunTag(SENT, str(count))]
         for batch in batches:
@@ -107,15 +120,28 @@ class Sender:
 
     def _artifact(self, entry: Line) -> None:
         """Copy a file, where it still has the content that the log speaks of."""
+        if (place := self._unchanged(entry)) is not None:
+            with self.store.alone_if_local():
+                self.client.log_artifact(self.id, str(place))
+
+    def _model(self, entry: Line) -> None:
+        """Register a network, where its file still has the content that the log speaks of."""
+        if self._unchanged(entry) is not None:
+            reason = registry.register(self.store, self.id, entry)
+            if reason is not None:
+                with self.store.alone_if_local():
+                    self.client.set_tag(self.id, NOT_REGISTERED, reason)
+
+    def _unchanged(self, entry: Line) -> Path | None:
+        """Return where the file lies that a line speaks of, or None where that has another content by now."""
         path = Path(entry["path"])
         if path.is_absolute() or ".." in path.parts:
             raise UserError(f"{path}: an artifact's path must lie in the project")
         place = self.store.root / path
-        if not place.is_file() or files.sha256(place) != entry["sha256"]:
-            self.changed.append(str(path))
-            return
-        with self.store.alone_if_local():
-            self.client.log_artifact(self.id, str(place))
+        if place.is_file() and files.sha256(place) == entry["sha256"]:
+            return place
+        self.changed.append(str(path))
+        return None
 
     def _find(self, condition: str) -> Any:
         """Return the oldest run that meets the condition, deleted or not, or None."""

@@ -60,7 +60,8 @@ class Store:
         self._lock = filelock.FileLock(f"{database}.lock", timeout=LOCK_SECONDS)
         # Several processes that create the tables at once would make most of them fail.
         with self.alone_if_local():
-            self.client: Any = MlflowClient(self.uri)
+            # Named, since the registry is otherwise where MLflow would put the runs of the current directory.
+            self.client: Any = MlflowClient(self.uri, os.environ.get("MLFLOW_REGISTRY_URI") or self.uri)
             self.experiment = self._experiment()
 
     @contextlib.contextmanager

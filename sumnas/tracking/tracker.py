@@ -17,6 +17,7 @@ from sumnas import files
 from sumnas.progress import say
 from sumnas.tracking import log
 from sumnas.tracking.queue import Ticket
+from sumnas.tracking.usage import Usage
 
 P = ParamSpec("P")
 SHARE, SECONDS, PATIENCE = 0.05, 10.0, 120.0
@@ -64,6 +65,7 @@ class Tracker:
         self._known: set[tuple[str, int]] = set()
         self._failed = self._warned = False
         self._ticket: Ticket | None = None
+        self._usage = Usage()
         if path and self.mode != "off":
             self._queue_up(path)
 
@@ -111,6 +113,21 @@ class Tracker:
         new = {name: value for name, value in plain.items() if (name, step) not in self._known}
         if new:
             self._write("metrics", values=new, step=step)
+            if step and (usage := self._usage.look()):
+                self._write("metrics", values=usage, step=step)
+
+    @_guarded
+    def dataset(self, name: str, context: str, path: Path, sha256: str) -> None:
+        """Track that a data set was read, and what for; `path` is relative to the project's root."""
+        self._write("input", name=name, context=context, path=path.as_posix(), sha256=sha256)
+
+    @_guarded
+    def model(self, name: str, network: str, path: Path, architecture: str, about: Mapping[str, object]) -> None:
+        """Track a trained network of the file at `path`, to be registered as a version of the model `name`."""
+        self._write(
+            "model", name=_name(name), network=_name(network), path=path.as_posix(), sha256=files.sha256(path),
+            architecture=architecture, about=dict(about),
+        )  # fmt: skip
 
     @_guarded
     def tags(self, values: Mapping[str, object]) -> None:

@@ -163,12 +163,22 @@ def test_a_method_block_edited_without_effect_retrains_nothing(dvc_clone: Any) -
 
 def test_dvc_commands(dvc_clone: Any) -> None:
     shown = dvc_clone.run("dvc", "metrics", "show", "--json").stdout
-    values = json.loads(shown)[""]["data"]
-    assert "kendall_tau" in values["results/ranking/spos-0/metrics.json"]["data"]
+    ((path, values),) = json.loads(shown)[""]["data"].items()
+    assert path == "results/summary/overview.json" and list(values["data"]) == ["spos", "sumnas-k2"]
+    known = ["tau", "low", "high", "retrained"]  # "true" is not known here: it has no column
+    assert sorted(values["data"]["spos"]) == sorted(known)
+    one = "results/ranking/spos-0/metrics.json"
+    shown = dvc_clone.run("dvc", "metrics", "show", "--json", one).stdout
+    assert "kendall_tau" in json.loads(shown)[""]["data"][one]["data"]
+    columns = dvc_clone.run("dvc", "exp", "show", "--csv").stdout.splitlines()[0].split(",")
+    columns = [name for name in columns if name.startswith(("spos.", "sumnas-k2."))]
+    assert sorted(columns) == sorted(f"{method}.{name}" for method in ("spos", "sumnas-k2") for name in known)
     assert "rank@sumnas-k2-0" in dvc_clone.run("dvc", "dag").stdout
     assert "index.html" in dvc_clone.run("dvc", "plots", "show").stdout
+    page = (dvc_clone.folder / "dvc_plots/index.html").read_text()
+    assert not re.search("https?:", page) and page.count("<img") >= 6  # figures alone: no library from elsewhere
     with changed(dvc_clone, lambda p: p["ranking"].update(top_k=[2])):
-        assert "kendall_tau" in dvc_clone.run("dvc", "metrics", "diff", "--all").stdout
+        assert "spos.tau" in dvc_clone.run("dvc", "metrics", "diff", "--all").stdout
 
 
 def test_snakemake_refuses_config(snakemake_clone: Any) -> None:

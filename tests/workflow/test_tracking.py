@@ -207,6 +207,9 @@ def test_figures_keep_the_names_of_the_result(
     project: Path, stage: str, file: str, content: Any, expected: dict[str, float]
 ) -> None:
     one = job(stage, **({} if stage == "summarize" else {"run": "spos-0"}))
+    for path in map(one.path, one.stage.outputs):
+        if path.suffix == ".json":
+            files.write_json(path, {})
     files.write_json(Path(file), content)
     files.write_json(one.beside("run.json"), {"seconds": 1.5, "peak_memory_mb": 300, "cpus": 2})
     assert tracked.figures(one) == expected | {"seconds": 1.5, "peak_memory_mb": 300}
