@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from sumnas import files, plots
 from sumnas.ranking import Measure, RankingSettings, kendall, paired_bootstrap
-from sumnas.shown import interval, number
-from sumnas.summary import BASELINES
+from sumnas.shown import BASELINES, interval, number
 from workflow.readme import replaced
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -33,8 +33,7 @@ from benchmarks.cifar10_report import (
 from sumnas import files, params
 from sumnas.params import Params
 from sumnas.ranking import paired_bootstrap
-from sumnas.shown import interval, number, percent, row
-from sumnas.summary import BASELINES
+from sumnas.shown import BASELINES, interval, number, percent, row
 from sumnas.training import epochs_of
 from workflow.readme import replaced
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sumnas.summary import BASELINES
+from sumnas.shown import BASELINES
 
 FEW_ARCHITECTURES = 50
 """Below this the interval of a tau is about 0.4 wide: most differences between methods are within it."""

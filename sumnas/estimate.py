@@ -21,6 +21,7 @@ from sumnas.precision import Arithmetic
 from sumnas.preparation import DataSettings
 from sumnas.spaces import base
 from sumnas.spaces.base import Space
+from sumnas.stopwatch import wait
 
 Way = Literal["train", "forward"]
 KNOWN = {"digits": (1797, 0), "CIFAR10": (50_000, 10_000), "CIFAR100": (50_000, 10_000),
@@ -146,17 +147,12 @@ def rate(work: Callable[[], object], count: int, device: str, seconds: float) ->
     work()  # makes ready what the first call alone pays for
     until = time.monotonic() + seconds
     while not took or time.monotonic() < until:
-        _wait(device)
+        wait(device)
         began = time.perf_counter()
         work()
-        _wait(device)
+        wait(device)
         took.append(time.perf_counter() - began)
     return count / float(np.median(took))
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def hours(items: Iterable[Item], measured: dict[Way, float]) -> list[dict[str, Any]]:

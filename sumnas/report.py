@@ -20,7 +20,7 @@ from sumnas import summary as summaries
 from sumnas.cautions import cautions
 from sumnas.errors import UserError
 from sumnas.results import Cell, Results, distinct_cells, load, space_of
-from sumnas.shown import interval, number, percent
+from sumnas.shown import BASELINES, interval, number, percent
 
 FIGURES = ("kendall_tau.svg", "training.svg", "submodels.svg", "cells.svg")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -117,7 +117,7 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
         settings=results.settings,
         best=_best(summary),
         cautions=cautions(summary),
-        baselines=summaries.BASELINES,
+        baselines=BASELINES,
         runs=runs,
         further=summary.get("further", {}),
         scores=columns.any_scores(summary),

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+BASELINES = {"macs": "MACs alone", "params": "parameters alone"}
+"""The trivial predictors, with the names that tables and figures give them."""
+
 
 def number(value: float | None) -> str:
     """Return a tau or another measure as it is shown."""

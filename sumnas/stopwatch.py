@@ -74,15 +74,16 @@ def _medians(
     times: list[list[float]] = [[] for _ in jobs]
     for number in range(warmup + repeats):
         for (run, into), found in zip(jobs, times, strict=True):
-            _wait(device)
+            wait(device)
             started = time.perf_counter()
             run(into)
-            _wait(device)
+            wait(device)
             if number >= warmup:
                 found.append(1e3 * (time.perf_counter() - started))
     return [statistics.median(found) for found in times]
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Wait until the device has done what it was given: before and after a time is taken."""
     if device == "cuda":
         torch.cuda.synchronize()

@@ -11,10 +11,8 @@ import numpy as np
 from sumnas import columns
 from sumnas.columns import mean, std
 from sumnas.ranking import RankingSettings, paired_bootstrap
-from sumnas.shown import interval, number, percent, row, with_spread
+from sumnas.shown import BASELINES, interval, number, percent, row, with_spread
 
-BASELINES = {"macs": "MACs alone", "params": "parameters alone"}
-"""The trivial predictors, with the names that tables and figures give them."""
 SETTINGS = RankingSettings()
 """Of the paired bootstrap: 1000 resamples."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sumnas import files
 from sumnas.errors import UserError
 from sumnas.machine import commit
-from sumnas.shown import interval, number, row
+from sumnas.shown import BASELINES, interval, number, row
 from sumnas.tracking import Tracker
 from sumnas.tracking.send import ITSELF, NOTE
 from workflow.stages import METHOD, PREPARED, RANKING, RETRAINED, TABLE, WEIGHTS
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 LOG = "log.jsonl"
 TRAIN = ("train_references", "train_supernet", "retrain")
-BASELINES = {"macs": "MACs alone", "params": "parameters alone"}
 LONGEST_NOTE = 5000
 """Characters that MLflow keeps of a note at least."""
 LARGEST = 2**20
