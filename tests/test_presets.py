@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 
 
+@cache
 def load(name: str) -> params.Params:
     return params.load(ROOT / f"presets/{name}.yaml")
 

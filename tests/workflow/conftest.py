@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,16 +120,24 @@ def changed(
 
 
 @pytest.fixture(scope="session")
-def dvc_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
-    """The tiny pipeline, run by `dvc repro`."""
-    clone = make_clone(tmp_path_factory.mktemp("engines") / "dvc")
-    clone.run("dvc", "repro")
-    yield clone
+def clones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Clone]:
+    """The tiny pipeline, run by both engines at the same time, each in a clone of its own."""
+    folder = tmp_path_factory.mktemp("engines")
+    commands = {"dvc": ("dvc", "repro"), "snakemake": ("snakemake", "--cores", "2")}
+    made = {engine: make_clone(folder / engine) for engine in commands}
+    with ThreadPoolExecutor() as pool:
+        for ended in [pool.submit(made[engine].run, *command) for engine, command in commands.items()]:
+            ended.result()
+    return made
 
 
 @pytest.fixture(scope="session")
-def snakemake_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
-    """The tiny pipeline, run by `snakemake --cores 2`."""
-    clone = make_clone(tmp_path_factory.mktemp("engines") / "snakemake")
-    clone.run("snakemake", "--cores", "2")
-    yield clone
+def dvc_clone(clones: dict[str, Clone]) -> Clone:
+    """Of them, that of `dvc repro`."""
+    return clones["dvc"]
+
+
+@pytest.fixture(scope="session")
+def snakemake_clone(clones: dict[str, Clone]) -> Clone:
+    """Of them, that of `snakemake --cores 2`."""
+    return clones["snakemake"]
