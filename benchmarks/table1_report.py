@@ -208,8 +208,8 @@ def block(root: Path) -> str:
         f"them {percent(max(float(r['reference']) for r in runs[0].rows))} %. Every method sends about 12 million "
         'images through sub-models, a mixture of five operators counting five times; "best predicted" and '
         '"own choice" are trained alone as the references were, test accuracy, mean over their seeds. One thread '
-        f"per run, on {cost['cpu']}; hours are wall time of the training beside other work, memory is that of its "
-        f"process. Files: {RESULTS} and {FOLDER / SHARED}; made by benchmarks/cifar10_cpu.py and "
+        f"per run, on {cost['cpu']}; hours are wall time of the training beside other work, with pauses, "
+        f"memory is that of its process. Files: {RESULTS} and {FOLDER / SHARED}; made by benchmarks/cifar10_cpu.py and "
         "benchmarks/table1_report.py.\n"
     )
 
