@@ -28,7 +28,7 @@ snakemake: setup ## run the whole pipeline with Snakemake, two jobs at a time
 	snakemake --cores 2
 	@echo && cat results/summary/table.md
 
-test: setup ## run the tests (about eight minutes)
+test: setup ## run the tests (about ten minutes)
 	python -m pytest
 
 test-faults: setup ## kill stages at random moments and compare what comes out
