@@ -49,12 +49,12 @@ def all_of(settings: Path) -> list[Finding]:
 
 def lock_is_whole(path: Path) -> bool:
     """Say whether DVC can read its lock file: killed while it writes, DVC leaves half of one. Absent is whole."""
+    if not path.exists():
+        return True
     import yaml
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from voluptuous import Invalid
 
-    if not path.exists():
-        return True
     try:
         COMPILED_LOCKFILE_SCHEMA(yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     except (yaml.YAMLError, UnicodeDecodeError, Invalid):
@@ -63,7 +63,11 @@ def lock_is_whole(path: Path) -> bool:
 
 
 def _lock() -> Iterator[Finding]:
-    if not lock_is_whole(Path("dvc.lock")):
+    try:
+        whole = lock_is_whole(Path("dvc.lock"))
+    except ImportError:  # that DVC is missing has been said
+        return
+    if not whole:
         yield Finding(
             "dvc.lock", "missing", "half written by a DVC that was killed; rm dvc.lock && dvc repro (DVC's run cache "
             "has what was computed)"

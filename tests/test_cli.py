@@ -154,6 +154,16 @@ def test_the_doctor_names_what_is_missing(
     assert any(finding == ("settings", "missing", finding.detail) for finding in diagnosis.all_of(Path("params.yaml")))
 
 
+def test_the_doctor_speaks_of_the_lock_file_where_dvc_can_be_asked(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUMNAS_CHECKPOINTS", str(project / "work"))
+    Path("dvc.lock").touch()
+    assert "dvc.lock: half written" in call("doctor", code=1).stdout
+    monkeypatch.setitem(sys.modules, "dvc.schema", None)  # as where DVC is not installed: to be named, not a traceback
+    assert "dvc.lock" not in call("doctor").stdout
+
+
 def test_help_needs_no_torch() -> None:
     code = "import sys; from sumnas.cli import main\n"
     code += "try: main(['score', '--help'])\nfinally: assert 'torch' not in sys.modules"
