@@ -95,8 +95,7 @@ class Method(ABC):
         """Say why there is no lockstep step with these settings and what to do; None where there is one."""
         if cls.lockstep:
             return None
-        having = [name for name in names() if module_of(name).METHOD.lockstep]
-        return f"strategy {settings.strategy!r} runs no strictly fair rounds; these do: {', '.join(having)}"
+        return f"strategy {settings.strategy!r} runs no strictly fair rounds; these do: {_having('lockstep')}"
 
     def use(self, engine: Literal[Engine, "auto"]) -> None:
         """Take an engine; `auto` is sequential. UserError where lockstep is asked for and there is no such step."""
@@ -114,8 +113,7 @@ class Method(ABC):
         """Say why several processes cannot share a step with these settings; None where they can."""
         if cls.spreads:
             return None
-        having = [name for name in names() if module_of(name).METHOD.spreads]
-        return f"strategy {settings.strategy!r} has no independent paths to share out; these have: {', '.join(having)}"
+        return f"strategy {settings.strategy!r} has no independent paths to share out; these have: {_having('spreads')}"
 
     def share(self, ranks: Ranks) -> None:
         """Share the paths of every step with other processes; UserError where that cannot be."""
@@ -224,6 +222,11 @@ class GradientMethod(Method):
 def filled(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
     """Return the gradients with zeros where there is none: parameters that the loss does not reach."""
     return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, like, strict=True)]
+
+
+def _having(feature: str) -> str:
+    """Return the strategies whose method has a form of its step, for a message."""
+    return ", ".join(name for name in names() if getattr(module_of(name).METHOD, feature))
 
 
 def names() -> list[str]:
