@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from sumnas.retraining import train_network
 from sumnas.schedules import factor
 from sumnas.spaces.base import Architecture, Supernet
 from sumnas.spaces.nasbench201 import NASBench201
+from tests.interrupted import Stop, stopping
 
 ARCHITECTURE: Architecture = (3, 2, 1, 4, 3, 2)
 UNREACHED: Architecture = (3, 3, 2, 3, 0, 0)  # edges 0, 1 and 2 lead to nodes that lead nowhere
@@ -323,20 +323,9 @@ def test_a_training_that_goes_on_gives_the_same_bytes(
     how = recipe(epochs=3, batch_size=200, augmentation=Augmentation(flip=True, crop_padding=1))  # 4 steps an epoch
     losses: list[float] = []
     whole = train_network(tiny_space, ARCHITECTURE, digits, how, 3, lambda _epoch, loss: losses.append(loss))
-    steps, again = 0, losses[: (stop - 1) // 4]
-
-    class Stop(Exception):
-        pass
-
-    def on_step(capture: Callable[[], dict[str, Any]]) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == stop:
-            torch.save(capture(), tmp_path / "state.pt")
-            raise Stop
-
+    again = losses[: (stop - 1) // 4]
     with pytest.raises(Stop):
-        train_network(tiny_space, ARCHITECTURE, digits, how, 3, on_step=on_step)
+        train_network(tiny_space, ARCHITECTURE, digits, how, 3, on_step=stopping(stop, tmp_path / "state.pt"))
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     resumed = train_network(
         tiny_space, ARCHITECTURE, digits, how, 3, lambda _epoch, loss: again.append(loss), state=state

@@ -21,6 +21,7 @@ from sumnas.recipe import Recipe
 from sumnas.retraining import Trained, train_network
 from sumnas.spaces.nasbench201 import NASBench201
 from tests.chains import space
+from tests.interrupted import Stop, stopping
 from tests.trainings import prepared
 
 PATH = (0, 4, 2, 5)
@@ -207,20 +208,9 @@ def test_top_5_by_sorting_every_image() -> None:
 def test_a_training_with_everything_goes_on_to_the_same_bytes(stop: int, tmp_path: Path) -> None:
     how, losses = recipe(**EVERYTHING), list[float]()
     whole = train(how, on_epoch=lambda _epoch, loss: losses.append(loss))
-    again, steps = losses[: (stop - 1) // STEPS], 0
-
-    class Stop(Exception):
-        pass
-
-    def on_step(capture: Callable[[], dict[str, Any]]) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == stop:
-            torch.save(capture(), tmp_path / "state.pt")
-            raise Stop
-
+    again = losses[: (stop - 1) // STEPS]
     with pytest.raises(Stop):
-        train(how, on_step=on_step)
+        train(how, on_step=stopping(stop, tmp_path / "state.pt"))
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     resumed = train(how, state=state, on_epoch=lambda _epoch, loss: again.append(loss))
     assert bytes_of(resumed.network) == bytes_of(whole.network) and resumed.scores == whole.scores

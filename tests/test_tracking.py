@@ -16,6 +16,7 @@ from sumnas.tracking import Tracker, log
 from sumnas.tracking.send import Sender
 from sumnas.tracking.store import Store
 from sumnas.tracking.sync import sync
+from tests.interrupted import let_die
 
 PATH = Path("results/ranking/a-0/log.jsonl")
 WRITES = ("log_batch", "set_tag", "set_terminated", "update_run", "create_run", "log_artifact")
@@ -153,20 +154,8 @@ def test_a_sender_that_dies_anywhere_loses_and_doubles_nothing(store: Store, don
     expected, points = content(), 0
     while True:
         shutil.copy(fresh_store, "mlflow.db")
-        dying, left = Store(Path()), points
-        for name in WRITES:
-            original = getattr(dying.client, name)
-
-            def call(*args: Any, original: Callable[..., Any] = original, **kwargs: Any) -> Any:
-                nonlocal left
-                left -= 1
-                if left < 0 and done:
-                    original(*args, **kwargs)
-                if left < 0:
-                    raise ConnectionError
-                return original(*args, **kwargs)
-
-            setattr(dying.client, name, call)
+        dying = Store(Path())
+        let_die(dying.client, WRITES, points, done=done)
         try:
             sync(dying, [Path("results")])
         except ConnectionError:

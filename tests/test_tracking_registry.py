@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from sumnas.tracking import Tracker, log, usage
 from sumnas.tracking.send import ITSELF, NOTE
 from sumnas.tracking.store import Store
 from sumnas.tracking.sync import sync
+from tests.interrupted import let_die
 
 FOLDER = Path("results/retrain/a-0")
 ARCHITECTURES = {"0.3M": (3, 1, 2, 0, 4, 3), "unlimited": (1, 1, 1, 3, 0, 2)}
@@ -100,20 +100,8 @@ def test_a_sender_that_dies_anywhere_loses_and_doubles_nothing(
     points = 0
     while True:
         shutil.copy(fresh_store, "mlflow.db")
-        dying, left = Store(Path()), points
-        for name in WRITES:
-            original = getattr(dying.client, name)
-
-            def call(*args: Any, original: Callable[..., Any] = original, **kwargs: Any) -> Any:
-                nonlocal left
-                left -= 1
-                if left < 0 and done:
-                    original(*args, **kwargs)
-                if left < 0:
-                    raise ConnectionError
-                return original(*args, **kwargs)
-
-            setattr(dying.client, name, call)
+        dying = Store(Path())
+        died = let_die(dying.client, WRITES, points, done=done)
         try:
             sync(dying, [Path("results")])
         except ConnectionError:
@@ -124,7 +112,7 @@ def test_a_sender_that_dies_anywhere_loses_and_doubles_nothing(
         assert sorted(v.tags["sumnas.network"] for v in client.search_model_versions("")) == ["0.3M", "unlimited"], (
             points
         )
-        if left >= 0:
+        if not died():
             break
         points += 1
     assert points == 9  # parent's end, batch, input, two networks' files and versions, one model, end
