@@ -28,8 +28,8 @@ snakemake: setup ## run the whole pipeline with Snakemake, two jobs at a time
 	snakemake --cores 2
 	@echo && cat results/summary/table.md
 
-test: setup ## run the tests (about ten minutes)
-	python -m pytest
+test: setup ## run the tests, a process per core
+	python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-faults: setup ## kill stages at random moments and compare what comes out
 	python -m pytest tests/faults

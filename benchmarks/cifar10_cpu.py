@@ -7,7 +7,7 @@
     python benchmarks/cifar10_report.py            # the report of all that
 
     python benchmarks/cifar10_cpu.py run gdas-0 --preset table1-cpu      # another preset on the same references
-    python benchmarks/cifar10_cpu.py memory gdas-0 --preset table1-cpu   # its memory, where a run has not noted it
+    python -m benchmarks.table1_cost                                     # time and memory of a training of each
     python -m benchmarks.table1_report                                   # the report of these
 
 The settings are presets/cifar10-cpu.yaml, the images data/raw/cifar10_16x16.npz; params.yaml and results/ of this clone
@@ -188,17 +188,6 @@ def train_choice(architecture: str, path: Path, work: Path) -> None:
     )
 
 
-def memory(name: str, work: Path, preset: str) -> None:
-    """Note the memory of a training in the run's file, from one epoch of it: more are no larger."""
-    folder, text = project(work / "memory", preset)
-    text["methods"][name.rpartition("-")[0]]["epochs"] = 1
-    call(folder, text, name, "prepare_data", "describe_method", "train_supernet")
-    found = files.read_json(folder / f"results/supernet/{name}/run.json")["peak_memory_mb"]
-    path = ROOT / "docs/results" / preset / name / "run.json"
-    files.write_json(path, {**files.read_json(path), "train_peak_memory_mb": found})
-    print(f"{path}: {found} MB")
-
-
 def option(preset: str) -> str:
     """Return how a preset is named on the command line."""
     return "" if preset == OWN else f" --preset {preset}"
@@ -217,22 +206,19 @@ def note(path: Path, command: str, seconds: float, **more: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("piece", choices=("references", "table", "run", "memory"))
+    parser.add_argument("piece", choices=("references", "table", "run"))
     parser.add_argument("name", nargs="?", help="of a run, such as fairnas-0")
-    parser.add_argument("--preset", default=OWN, help="run, memory: a file of presets/ on the same references")
+    parser.add_argument("--preset", default=OWN, help="run: a file of presets/ on the same references")
     parser.add_argument("--work", type=Path, help="folder to work in")
     parser.add_argument("--trained", type=Path, help="run: folder of a run whose trained supernet is to be taken")
     parser.add_argument("--minutes", type=float, default=1e6, help="references: begin no network after that time")
     parser.add_argument("--seed", type=int, help="references: only this seed, so that two processes can share the work")
     arguments = parser.parse_args()
     work: Path = arguments.work or Path.home() / ".cache/sumnas" / arguments.preset
-    if arguments.piece in ("run", "memory"):
+    if arguments.piece == "run":
         if arguments.name is None:
-            parser.error(f"{arguments.piece}: which run? such as fairnas-0")
-        if arguments.piece == "run":
-            run(arguments.name, work, arguments.preset, arguments.trained)
-        else:
-            memory(arguments.name, work, arguments.preset)
+            parser.error("run: which one? such as fairnas-0")
+        run(arguments.name, work, arguments.preset, arguments.trained)
     elif arguments.preset != OWN:
         parser.error(f"{arguments.piece}: every preset takes the references of {OWN}")
     elif arguments.piece == "references":

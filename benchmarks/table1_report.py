@@ -40,7 +40,7 @@ from workflow.readme import replaced
 PRESET, SHARED = "table1-cpu", "cifar10-cpu"
 FOLDER = Path("docs/results")
 RESULTS = FOLDER / PRESET
-CHOICE = "own_choice.csv"
+CHOICE, COST = "own_choice.csv", "cost.json"
 PAPER = {
     "darts-v1": 0.2987, "gdas": 0.2231, "spos-long": 0.8008, "spos-wpl": 0.6709, "spos-nsas": 0.4769,
     "fairnas-long": 0.7862, "cream": 0.8100, "sumnas-k4": 0.8451,
@@ -113,11 +113,13 @@ def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def table(runs: Sequence[Run], preset: Params, root: Path) -> str:
     """Return our table 1 beside the paper's."""
+    path = root / RESULTS / COST
+    costs = files.read_json(path)["methods"] if path.exists() else {}
     lines = [row(HEADINGS), row(["---"] * len(HEADINGS))]
     for method, own in by_method(runs).items():
         choices = [c for run in own if (c := own_choice(run, root / RESULTS / run.name)) is not None]
         with_gradient, without = images(own[0], preset)
-        memory = [run.cost["train_peak_memory_mb"] for run in own if "train_peak_memory_mb" in run.cost]
+        cost = costs.get(method)
         lines.append(row([
             method, ", ".join(str(run.seed) for run in own),
             spread([run.metrics["kendall_tau"] for run in own]),
@@ -126,8 +128,7 @@ def table(runs: Sequence[Run], preset: Params, root: Path) -> str:
             spread([best_predicted(run) for run in own], 2), spread(choices, 2) if choices else "",
             f"{with_gradient:.2f}" + (f" and {without:.2f} without gradient" if without else ""),
             f"{int(own[0].history[-1]['passes']):,}",
-            f"{mean([run.cost['train_seconds'] for run in own]) / 3600:.2f}",
-            str(max(memory)) if memory else "not noted",
+            *((f"{cost['hours']:.2f}", str(cost["peak_memory_mb"])) if cost else ("not measured", "not measured")),
         ]))  # fmt: skip
     first = runs[0].metrics
     for name, label in BASELINES.items():
@@ -208,9 +209,9 @@ def block(root: Path) -> str:
         f"them {percent(max(float(r['reference']) for r in runs[0].rows))} %. Every method sends about 12 million "
         'images through sub-models, a mixture of five operators counting five times; "best predicted" and '
         '"own choice" are trained alone as the references were, test accuracy, mean over their seeds. One thread '
-        f"per run, on {cost['cpu']}; hours are wall time of the training beside other work, with pauses, "
-        f"memory is that of its process. Files: {RESULTS} and {FOLDER / SHARED}; made by benchmarks/cifar10_cpu.py and "
-        "benchmarks/table1_report.py.\n"
+        f"per run, on {cost['cpu']}; hours of the processor and memory of the process are measured on a part of each "
+        f"training, one after the other (benchmarks/table1_cost.py). Files: {RESULTS} and {FOLDER / SHARED}; made by "
+        "benchmarks/cifar10_cpu.py and benchmarks/table1_report.py.\n"
     )
 
 

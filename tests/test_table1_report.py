@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from scipy.stats import kendalltau
 
-from benchmarks import cifar10_cpu, table1_report
+from benchmarks import cifar10_cpu, table1_cost, table1_report
 from sumnas import files, params
 from workflow.readme import replaced
 
@@ -43,7 +44,9 @@ def root(tmp_path: Path) -> Path:
     shutil.copytree(SOURCE / "fairnas-0", tmp_path / "docs/results/cifar10-cpu/fairnas-0")  # not of this preset
     rows = list(csv.DictReader((SOURCE / "spos-0/predictions.csv").read_text().splitlines()))
     derived = {"derived_architecture": rows[3]["architecture"], "derived_accuracy": None}
-    gdas = made_up(tmp_path, "gdas", "spos-0", metrics=derived, run={"train_peak_memory_mb": 612})
+    gdas = made_up(tmp_path, "gdas", "spos-0", metrics=derived)
+    cost = {"gdas": {"hours": 1.254, "peak_memory_mb": 612}}
+    files.write_json(tmp_path / "docs/results/table1-cpu/cost.json", {"methods": cost})
     files.write_csv(gdas / "own_choice.csv", ["accuracy"], [{"accuracy": 60.0}, {"accuracy": 61.0}])
     made_up(tmp_path, "cream", "fairnas-0", metrics={**derived, "derived_accuracy": 57.25})  # one of the references
     wpl = made_up(tmp_path, "spos-wpl", "spos-0")
@@ -68,7 +71,8 @@ def test_the_table_has_what_the_runs_files_have(root: Path) -> None:
     gdas = cells(text, "gdas")
     assert gdas[2] == f"{tau:.3f}" and gdas[4] == "0.2231"
     assert gdas[5] == f"{float(best['reference']):.2f}" and gdas[6] == "60.50"
-    assert gdas[10] == "612" and cells(text, "cream")[10] == "not noted" and cells(text, "cream")[6] == "57.25"
+    assert gdas[9:] == ["1.25", "612"]
+    assert cells(text, "cream")[9:] == ["not measured"] * 2 and cells(text, "cream")[6] == "57.25"
     history = list(csv.DictReader((SOURCE / "sumnas-k4-0/history.csv").read_text().splitlines()))
     assert cells(text, "sumnas-k4")[7:9] == ["12.00", f"{int(history[-1]['passes']):,}"]
 
@@ -108,3 +112,14 @@ def test_another_preset_must_fit_the_references(tmp_path: Path, monkeypatch: pyt
     assert settings["benchmark"]["source"] == "table" and (tmp_path / "project/sumnas/training.py").exists()
     with pytest.raises(SystemExit, match="block data is not that of cifar10-cpu"):
         cifar10_cpu.project(tmp_path, "quick")
+
+
+def test_the_cost_of_a_training_is_that_of_a_part_of_it(tmp_path: Path) -> None:
+    preset = yaml.safe_load((ROOT / "presets/quick.yaml").read_text())
+    preset["methods"]["sumnas-k2"]["epochs"] = 7
+    preset["supernet"] |= {"batch_size": 500}
+    files.write_text(tmp_path / "quick.yaml", yaml.safe_dump(preset))
+    found = table1_cost.measure(tmp_path / "quick.yaml", "sumnas-k2", tmp_path / "prepared", 0.3)
+    assert (found["epochs"], found["measured_epochs"]) == (7, 2)
+    assert found["hours"] == pytest.approx(found["seconds"] * 3.5 / 3600, abs=6e-4)
+    assert found["seconds"] > 0.05 and found["peak_memory_mb"] > 100
