@@ -222,3 +222,13 @@ def test_before_the_board_opens_it_is_spos_with_equal_chances() -> None:
         assert_only_moves(supernet, before, ran[-1:])
         assert float(figures["rho"]) == float(figures["distillation"]) == 0
     assert len(ran) == 4 and method.end_epoch() == {"board": 0.0, "board_accuracy": 0.0, "board_macs": 0.0}
+
+
+def test_a_training_that_ends_within_the_warm_up_chooses_its_last_path() -> None:
+    supernet = network()
+    method = Cream(supernet, Settings(strategy="cream", warmup=0.99), 3, 5)
+    ran = record(supernet)
+    for step in range(3):
+        assert method.architecture() is None
+        method.step([[batch(supernet, step)]])
+    assert [method.architecture()] == ran[-1:] and len(method.board) == 1

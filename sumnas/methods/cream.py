@@ -80,7 +80,8 @@ class Cream(GradientMethod):
         total.backward()  # type: ignore[no-untyped-call]
         self.passes = [(path, total.detach())]
         self.descend([path])
-        if self.progress >= self.settings.warmup:
+        last = self.done_steps + 1 == self.total_steps  # of a training so short that the warm-up leaves no step
+        if self.progress >= self.settings.warmup or last:
             self._offer(path, images, labels, logits.detach())
         self.done_steps += 1
         return {"loss": loss.detach(), "learning_rate": rate, "distillation": kd.detach(), "rho": rho}
