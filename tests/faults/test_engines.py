@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import random
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from tests.workflow.conftest import Clone, changed, make_clone
 
 ENGINES = {"dvc": ("dvc", "repro"), "snakemake": ("snakemake", "--cores", "2", "--rerun-incomplete")}
 DISTURBANCES = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL]
+"""In turn."""
+WANTED = max(len(DISTURBANCES), int(os.environ.get("SUMNAS_TEST_KILLS", "10")))
+"""Of each engine, at random moments; a pipeline that is through before is compared, and another one is begun."""
 
 
 def stages_of(clone: Clone) -> list[int]:
@@ -74,18 +79,15 @@ def to_the_end(clone: Clone, engine: str) -> None:
         clone.run(*ENGINES[engine])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_disturbed_again_and_again(undisturbed: Clone, engine: str, tmp_path: Path) -> None:
-    clone = make_clone(tmp_path / "clone")
-    clone.params = slower(clone.params)
-    rng = random.Random(f"{engine} kills")
+def disturb(clone: Clone, engine: str, numbers: Iterator[signal.Signals], rng: random.Random, most: int) -> int:
+    """Start the engine and disturb it at random moments, until it is through or was disturbed `most` times."""
     disturbed = 0
-    for number in DISTURBANCES:
+    while disturbed < most:
         process = start(clone, engine)
         try:
-            said, _ = process.communicate(timeout=rng.uniform(6, 16))
+            said, _ = process.communicate(timeout=rng.uniform(5, 14))
         except subprocess.TimeoutExpired:
-            disturbed += 1
+            number, disturbed = next(numbers), disturbed + 1
             if number == signal.SIGINT:  # as Ctrl-C on a terminal: everyone in the foreground gets it
                 os.killpg(process.pid, number)
             else:
@@ -94,12 +96,32 @@ def test_disturbed_again_and_again(undisturbed: Clone, engine: str, tmp_path: Pa
             assert process.returncode != 0
             none_lives_on(clone, number)
             continue
-        if process.returncode:
-            mend(clone, engine, said)
-    assert disturbed >= 3, "the pipeline was through before it could be disturbed"
+        if process.returncode == 0:
+            break
+        mend(clone, engine, said)
+    return disturbed
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_disturbed_again_and_again(undisturbed: Clone, engine: str, tmp_path: Path) -> None:
+    rng, numbers, disturbed = random.Random(f"{engine} kills"), itertools.cycle(DISTURBANCES), 0
+    for attempt in itertools.count():
+        clone = make_clone(tmp_path / f"clone{attempt}")
+        clone.params = slower(clone.params)
+        found = disturb(clone, engine, numbers, rng, WANTED - disturbed)
+        assert found, "the pipeline was through before it could be disturbed"
+        to_the_end(clone, engine)
+        assert clone.outputs() == undisturbed.outputs()
+        disturbed += found
+        if disturbed == WANTED:
+            break
+    killed_with_other_settings(clone, engine, rng)
     to_the_end(clone, engine)
     assert clone.outputs() == undisturbed.outputs()
-    # Other settings, killed while they are at work, leave no trace once the old ones are back.
+
+
+def killed_with_other_settings(clone: Clone, engine: str, rng: random.Random) -> None:
+    """Kill the engine while it is at work on other settings; they leave no trace once the old ones are back."""
     with changed(clone, other):
         process = start(clone, engine)
         samples = clone.folder / "results/samples.csv"
@@ -112,8 +134,6 @@ def test_disturbed_again_and_again(undisturbed: Clone, engine: str, tmp_path: Pa
         process.communicate(timeout=120)
         assert process.returncode == -signal.SIGKILL, "through before it could be killed"
         none_lives_on(clone, signal.SIGKILL)
-    to_the_end(clone, engine)
-    assert clone.outputs() == undisturbed.outputs()
 
 
 def other(params: dict[str, Any]) -> None:
