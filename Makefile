@@ -37,10 +37,11 @@ test-faults: setup ## kill stages at random moments and compare what comes out
 test-slurm: setup ## run the pipeline through a Slurm of one node, started here (docs/cluster.md)
 	@SUMNAS_TEST_SLURM=$(SUMNAS_TEST_SLURM) python -m pytest -rs tests/slurm
 
-lint: setup ## check the style of Python and Snakemake files
+lint: setup ## check the style of Python and Snakemake files, and the Dockerfile
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile
+	hadolint --ignore DL3008 Dockerfile # versions of Debian's packages are those of the base image's release
 
 types: setup ## check the types
 	mypy

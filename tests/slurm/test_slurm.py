@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from tests.slurm.conftest import LIMIT, Slurm
 from tests.slurm.held import Held, hold
-from tests.workflow.conftest import Clone
+from tests.workflow.conftest import ROOT, Clone
 
 RUNS = ("spos-0", "sumnas-k2-0")
 SUPERNETS = [f"results/supernet/{run}/{file}" for run in RUNS for file in ("weights.safetensors", "history.csv")]
@@ -123,3 +127,43 @@ def test_slurm_and_local_give_the_same_bytes(slurm: Slurm, finished: Finished, l
     assert records and all(record["slurm_job"] is None for record in records)
     assert finished.outputs.keys() == expected.keys() and len(expected) > 30
     assert [path for path in expected if finished.outputs[path] != expected[path]] == []
+
+
+ONE_NODE = {
+    "--nodes=2 --ntasks-per-node=1 --gpus-per-node=2 --cpus-per-task=8": "--nodes=1 --ntasks=2 --cpus-per-task=1",
+    '--nnodes "$SLURM_NNODES" --nproc-per-node 2': '--nnodes "$SLURM_NTASKS" --nproc-per-node 1',
+    "source .venv/bin/activate\n": "",  # these tests' own environment is on the path already
+    "/scratch/$USER/sumnas": "checkpoints",
+}
+"""What the batch script for several nodes needs where there is one: two launchers on it that find each other."""
+
+
+def test_the_pages_batch_script_spreads_a_training_over_launchers(slurm: Slurm, finished: Finished) -> None:
+    page = (ROOT / "docs/cluster.md").read_text()
+    (script,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH --nodes=2.*?)```", page, re.S)
+    for many, one in ONE_NODE.items():
+        assert many in script
+        script = script.replace(many, one)
+    clone = Clone(slurm.root / "launchers")
+    shutil.copytree(finished.clone.folder, clone.folder)
+    clone.env = {**finished.clone.env, "PWD": str(clone.folder)}
+    folder = clone.folder / "results/supernet/sumnas-k2-0"
+    shutil.rmtree(folder)
+    (clone.folder / "job.sh").write_text(script)
+    ended = clone.run("timeout", "-k", "20", "300", "sbatch", "--wait", "--output=job.log", "job.sh", check=False)
+    said = (clone.folder / "job.log").read_text()
+    assert ended.returncode == 0, said
+    record = json.loads((folder / "run.json").read_text())
+    assert record["processes"] == "2" and said.count("sub-model passes, loss") == 1
+    weights = "results/supernet/sumnas-k2-0/weights.safetensors"
+    alone, shared = (tensors(Path(c.folder / weights)) for c in (finished.clone, clone))
+    assert alone.keys() == shared.keys()
+    for name, value in alone.items():  # another order of summation, some hundred steps long
+        assert np.abs(value - shared[name]).max() <= 0.05 * max(1.0, np.abs(value).max()), name
+
+
+def tensors(path: Path) -> dict[str, np.ndarray]:
+    """Return what a file of weights holds."""
+    from sumnas import files
+
+    return {name: tensor.numpy() for name, tensor in files.read_tensors(path)[0].items()}
