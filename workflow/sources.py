@@ -58,6 +58,7 @@ OBSERVERS = frozenset(
         "sumnas/spaces/__init__.py",
         "workflow/__init__.py",
         "workflow/engine.py",
+        "workflow/live.py",
         "workflow/launch.py",
         "workflow/sources.py",
         "workflow/stage.py",

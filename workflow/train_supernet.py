@@ -14,6 +14,7 @@ from sumnas.methods.base import module_of
 from sumnas.paths import uniform_path
 from sumnas.progress import Progress, say
 from sumnas.spaces.base import Architecture, Space, Supernet
+from workflow.live import Live
 from workflow.stage import Job, execute
 from workflow.stages import HISTORY, METHOD, PREPARED, WEIGHTS
 
@@ -53,10 +54,17 @@ def main(job: Job) -> str:
                 work.save(training.capture(method, now))
             work.stop_if_asked()
 
+        live = Live(job.names["run"])
+
+        def on_epoch(row: training.Row) -> None:
+            job.tracker.metrics(row, row["epoch"])
+            if job.ranks.first:
+                live(progress.history)
+
         probe = probes(space, supernet, prepared, settings, job.seed) if settings.probes else None
         history = training.train(
             method, batches, heldout, epochs, probe, settings.probe_every, progress, on_step,
-            lambda row: job.tracker.metrics(row, row["epoch"]), space.encode, 1 if job.device == "cpu" else LOOK_EVERY,
+            on_epoch, space.encode, 1 if job.device == "cpu" else LOOK_EVERY,
             settings.arithmetic,
         )  # fmt: skip
         if job.ranks.first:  # all have the same
@@ -70,6 +78,7 @@ def main(job: Job) -> str:
             if (derived := method.architecture()) is not None:
                 metadata["derived"] = space.encode(derived)
             files.write_tensors(job.path(WEIGHTS), supernet.state_dict(), metadata)
+            live.end()
             work.clear()
     return f"{history[-1]['passes']} sub-model passes, loss {history[-1]['loss']:.4f} -> {job.path(WEIGHTS)}"
 

@@ -177,6 +177,11 @@ def test_dvc_commands(dvc_clone: Any) -> None:
     assert "index.html" in dvc_clone.run("dvc", "plots", "show").stdout
     page = (dvc_clone.folder / "dvc_plots/index.html").read_text()
     assert not re.search("https?:", page) and page.count("<img") >= 6  # figures alone: no library from elsewhere
+    # What an editor's extension asks for; a training that runs has its picture in live/.
+    (dvc_clone.folder / "live/spos-0.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    found = json.loads(dvc_clone.run("dvc", "plots", "diff", "--json").stdout)
+    assert "errors" not in found and {"live/spos-0.svg", "live/trainings.svg"} < found["data"].keys()
+    (dvc_clone.folder / "live/spos-0.svg").unlink()
     with changed(dvc_clone, lambda p: p["ranking"].update(top_k=[2])):
         assert "spos.tau" in dvc_clone.run("dvc", "metrics", "diff", "--all").stdout
 
