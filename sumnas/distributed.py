@@ -67,6 +67,10 @@ class Ranks:
         """
         return range((self.rank - before) % self.world, count, self.world)
 
+    def part(self, count: int) -> slice:
+        """Return which of a batch's `count` images are this rank's: consecutive, none has two more than another."""
+        return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Put the sum over the ranks in the place of every tensor, in one all_reduce; all of one type and device."""
         if not self.several:

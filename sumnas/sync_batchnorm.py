@@ -70,7 +70,7 @@ def _moments(x: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
         variance, mean = torch.var_mean(x.to(exact), (0, 2, 3), correction=0)
         rows[ranks.rank] = torch.cat((mean, variance, mean.new_full((1,), own))).double()
     ranks.add([rows])
-    means, variances, counts = torch.split(rows, (channels, channels, 1), 1)
+    means, variances, counts = torch.split(rows, [channels, channels, 1], 1)
     count = counts.sum()
     shares = counts / count
     mean = (shares * means).sum(0)

@@ -19,7 +19,7 @@ from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
 from sumnas.tracking import Tracker
 from workflow import engine, launch, sources, tracked
-from workflow.stages import NAMED, STAGES, Stage
+from workflow.stages import NAMED, SHARED, STAGES, Stage
 
 if TYPE_CHECKING:
     from sumnas.checkpoint import Work
@@ -109,7 +109,8 @@ class Job:
 
         names = {*sources.of_stage(self.stage.name, self._space_name()), *code}
         settled = self.params.plain()
-        settled.get("supernet", {}).pop("processes", None)  # any number of them can go on from a checkpoint
+        for block in SHARED.values():
+            settled.get(block, {}).pop("processes", None)  # any number of them can go on from a checkpoint
         about: dict[str, Any] = {
             "params": settled,
             "inputs": [files.sha256(path) for path in inputs],
