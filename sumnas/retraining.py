@@ -19,7 +19,7 @@ from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
 from sumnas.evaluation import Score, evaluate
 from sumnas.recipe import Recipe
-from sumnas.sharing import mean_loss, shared_batch
+from sumnas.sharing import check, mean_loss, shared_batch
 from sumnas.spaces.base import Architecture, Space
 
 
@@ -76,11 +76,10 @@ def train_network(
     With several `ranks` each of them calls this alike, and they share the images of every batch: the same training up
     to the order of summation, the weights and scores the very same on all. The first alone scores.
     """
-    if ranks.world > recipe.batch_size:
-        raise UserError(f"{ranks.world} processes cannot share a batch of {recipe.batch_size} images; start fewer")
     name = space.encode(architecture)
     with seeding.scoped(seed, "weights", name):
         network = space.network(architecture)
+    check(network, ranks, recipe.batch_size)
     device = data.labels["train"].device
     recipe.arithmetic.place(network, device)
     everything = torch.arange(len(data.labels["train"]))

@@ -13,7 +13,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sumnas.distributed import Ranks
+from sumnas.errors import UserError
 from sumnas.sync_batchnorm import synchronised
+
+KNOWN = (nn.BatchNorm2d, nn.Dropout)
+"""Layers that look beyond an image and can be shared."""
+OTHERS = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+
+
+def check(network: nn.Module, ranks: Ranks, batch_size: int) -> None:
+    """UserError where these ranks cannot share the network's batches."""
+    if not ranks.several:
+        return
+    if ranks.world > batch_size:
+        raise UserError(f"{ranks.world} processes cannot share a batch of {batch_size} images; start fewer")
+    for name, layer in network.named_modules():
+        if isinstance(layer, OTHERS) and not isinstance(layer, KNOWN):
+            raise UserError(
+                f"{name}: several processes cannot share the batch of a layer {type(layer).__name__}; take one process"
+            )
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from sumnas.data import Batches
 from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
 from sumnas.retraining import train_network
+from sumnas.sharing import check
 from tests import shares
 from tests.test_distributed import free_port
 from tests.trainings import prepared
@@ -148,6 +149,16 @@ def test_the_parts_are_the_whole_batches_with_the_same_draws(world: int, last: b
         assert torch.equal(torch.cat([y for _, y in shared]), labels)
         sizes = [len(y) for _, y in shared]
         assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.InstanceNorm2d(3), nn.Dropout2d(0.1)], ids=str)
+def test_layers_that_look_beyond_an_image_in_another_way_are_refused(layer: nn.Module) -> None:
+    network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Dropout(0.1), nn.LayerNorm(3))
+    check(network, Ranks(0, 2), 8)
+    check(network.append(layer), ALONE, 8)
+    text = f"^4: several processes cannot share the batch of a layer {type(layer).__name__}; take one process$"
+    with pytest.raises(UserError, match=text):
+        check(network, Ranks(0, 2), 8)
 
 
 def test_more_processes_than_images_are_refused() -> None:
