@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -148,6 +149,8 @@ def reporting(name: str, rank: int = 0) -> Iterator[None]:
 
     def say(text: str) -> None:
         if rank:
+            # To be ended meanwhile is no failure of its own: the launcher would tell of it in the place of the first's.
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
             time.sleep(PATIENCE)
         progress.say(text)
 

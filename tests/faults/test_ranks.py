@@ -101,7 +101,7 @@ RESULTS = Path(f"results/retrain/{RUN}")
 
 def retrain_longer(settings: dict[str, Any]) -> None:
     settings["retrain"]["processes"] = 2
-    settings["retrain"]["recipe"] |= {"epochs": 60, "batch_size": 100, "last_batch": "keep", "ema_decay": 0.9}
+    settings["retrain"]["recipe"] |= {"epochs": 40, "batch_size": 100, "last_batch": "keep", "ema_decay": 0.9}
 
 
 def test_retraining_killed_and_stopped_goes_on_in_another_number(
@@ -152,3 +152,19 @@ def test_retraining_killed_and_stopped_goes_on_in_another_number(
     assert again["networks"] == result["networks"] and again["settings_digest"] != result["settings_digest"]
     assert (RESULTS / "weights.safetensors").read_bytes() == weights
     assert files.read_json(RESULTS / "run.json")["processes"] == "2"
+
+
+def test_a_mistake_that_all_processes_meet_with_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_fast(settings: dict[str, Any]) -> None:
+        settings["retrain"]["processes"] = 2
+        settings["retrain"]["recipe"] |= {"epochs": 3, "learning_rate": 1e30}
+
+    in_process.begin(tmp_path, monkeypatch, too_fast)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    in_process.run(RUN, ["prepare_data"])
+    command = [sys.executable, "-m", "workflow.train_one", ARCHITECTURE]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and ended.stdout == ""
+    (line,) = [line for line in ended.stderr.splitlines() if "error" in line]
+    assert line.startswith("train_one: error: ") and "the loss became nan in epoch 1" in line
+    assert "SIGTERM" not in ended.stderr and not Path("results/one").exists()
