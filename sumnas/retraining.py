@@ -125,10 +125,26 @@ def train_network(
             on_epoch(epoch, mean)
         seen, total = 0, torch.zeros((), device=device)
     result = network if average is None else average.module
-    scores = {}
-    if ranks.first:
-        scores = {split: evaluate(result, data.split(split), 512, name, top5=True) for split in data.held_out}
-    return Trained(result.eval(), ranks.from_first(scores))
+    return Trained(result.eval(), _scored(result, data, name, ranks))
+
+
+def _scored(network: nn.Module, data: Prepared, name: str, ranks: Ranks) -> dict[str, Score]:
+    """Score the network on the first rank. It lets the others know of every batch: one long wait would end them."""
+    if not ranks.first:
+        while not ranks.largest(0):
+            pass
+        return ranks.from_first({})
+
+    def goes_on(*_: Any) -> None:
+        ranks.largest(0)
+
+    watched = network.register_forward_hook(goes_on)
+    try:
+        scores = {split: evaluate(network, data.split(split), 512, name, top5=True) for split in data.held_out}
+    finally:
+        watched.remove()
+    ranks.largest(1)
+    return ranks.from_first(scores)
 
 
 def _capture(

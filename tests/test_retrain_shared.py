@@ -102,6 +102,7 @@ def test_a_step_takes_one_sum_of_gradients_and_two_of_each_normalisation(found: 
     # A row of mean, variance and count by rank; two sums; the gradients with the loss.
     step = [2 * (2 * width + 1) for width in widths] + [2 * width for width in widths] + [weights + 1]
     expected = step * shares.RECIPES["plain"].epochs * shares.STEPS["plain"]
+    expected += [1] * 3  # the scored batches of two splits, and that there are no more
     for one in found:
         assert sorted(one["sizes"]) == sorted(expected)
 
