@@ -1,8 +1,8 @@
-"""Several processes that train together: who runs which path or image, and what they agree on (torch.distributed).
+"""Several processes that train one supernet: who runs which path, and what they agree on (torch.distributed).
 
 A process is called a rank, as there. All ranks draw the same paths and batches from the same streams, each runs its
-share of a step's paths, or of a batch's images (sumnas.sharing), and one sum over all ranks per step gives every one of
-them the step of a single process, up to the order of summation.
+share of a step's paths, and one sum over all ranks per step gives every one of them the step of a single process, up to
+the order of summation.
 """
 
 from __future__ import annotations
