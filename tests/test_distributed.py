@@ -34,7 +34,8 @@ def free_port() -> int:
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What each of the four says."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.save(four.trained(four.RESUMED, stop=True)["state"], folder / "alone.pt")
+    torch.save(four.trained(four.RESUMED, stop=four.STOP)["state"], folder / "alone.pt")
+    torch.save(four.trained(four.RESUMED, stop=four.SPLIT_STOP, **four.UNEVEN)["state"], folder / "alone, uneven.pt")
     port, processes = free_port(), []
     for rank in range(four.WORLD):
         env = {
@@ -57,7 +58,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 @pytest.fixture(scope="module")
 def alone() -> dict[str, dict[str, Any]]:
     """What one process comes to."""
-    return {name: four.trained(name) for name in four.BLOCKS}
+    uneven = {f"{name}, uneven": four.trained(name, **four.UNEVEN) for name in four.SPLIT}
+    return {name: four.trained(name) for name in four.BLOCKS} | uneven
 
 
 def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -91,6 +93,25 @@ def test_a_training_goes_on_in_another_number_of_processes(found: Found, alone: 
     assert_equal(four.trained(four.RESUMED, state=state), expected)
 
 
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", four.SPLIT)
+def test_ranks_that_share_every_batch_train_what_one_trains(
+    name: str, world: int, found: Found, alone: dict[str, dict[str, Any]]
+) -> None:
+    expected, results = alone[f"{name}, uneven"], [one[f"{name} on {world}, split"] for one in found]
+    assert_equal(results[0], expected)
+    for other in results[1:]:
+        assert other["digests"] == results[0]["digests"] and other["history"] == results[0]["history"]
+    assert len(set(results[0]["digests"])) == len(expected["digests"]) == four.UNEVEN_STEPS
+
+
+def test_a_training_on_shared_batches_goes_on_in_other_numbers(found: Found, alone: dict[str, dict[str, Any]]) -> None:
+    expected = alone[f"{four.RESUMED}, uneven"]
+    assert_equal(found[0]["from 2 x 2 to 2"], expected)
+    assert_equal(found[0]["from 1 to 1 x 4"], expected)
+    assert_equal(four.trained(four.RESUMED, state=found[0]["begun, split"]["state"], **four.UNEVEN), expected)
+
+
 def test_a_loss_that_is_not_finite_ends_every_process_with_the_same_words(
     found: Found, alone: dict[str, dict[str, Any]]
 ) -> None:
@@ -103,6 +124,18 @@ def test_a_step_takes_one_sum_over_all_parameters_and_losses(found: Found) -> No
     weights = sum(parameter.numel() for parameter in network().parameters())
     for one in found:
         assert one["sizes"] == [weights + 5] * 10  # two epochs of five steps, five paths each
+
+
+def test_with_shared_batches_every_inner_step_takes_a_sum_of_the_paths_gradients_and_loss(found: Found) -> None:
+    supernet, sizes = network(), [one["sizes, split"] for one in found]
+    assert sizes[1] == sizes[0] and sizes[3] == sizes[2]
+    largest = sum(parameter.numel() for parameter in supernet.parameters())
+    for one in sizes:  # one of all weights per outer step, as where batches are whole
+        assert one.count(largest + 5) == 4 and max(one) == largest + 5
+    shared = sum(parameter.numel() for parameter in supernet.shared)
+    # Five paths, two steps each, four times over, dealt out to two groups; nothing else is as large as shared weights.
+    steps = [sum(shared < size < largest for size in one) for one in (sizes[0], sizes[2])]
+    assert sum(steps) == 5 * 2 * 4 and abs(steps[0] - steps[1]) == 2 * 4
 
 
 def test_a_signal_to_one_process_ends_all_after_the_same_step_and_the_first_has_saved(found: Found) -> None:
@@ -121,8 +154,10 @@ def test_a_process_that_sees_other_data_or_sources_is_refused(found: Found) -> N
 
 def test_a_lost_process_is_an_error_of_one_line_to_the_others(found: Found) -> None:
     for one in found[:-1]:
-        assert one["lost"].startswith("another process of this training is gone") and "\n" not in one["lost"]
-        assert one["lost"].endswith("run the same command again to go on from the last checkpoint")
+        assert len(one["lost, split"]["digests"]) == four.LOST
+        for text in (one["lost"], one["lost, split"]["error"]):
+            assert text.startswith("another process of this training is gone") and "\n" not in text
+            assert text.endswith("run the same command again to go on from the last checkpoint")
 
 
 # Without other processes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import platform
 import resource
@@ -110,8 +111,8 @@ class Job:
 
         names = {*sources.of_stage(self.stage.name, self._space_name()), *code}
         settled = self.params.plain()
-        for block in SHARED.values():
-            settled.get(block, {}).pop("processes", None)  # any number of them can go on from a checkpoint
+        for block, key in itertools.product(SHARED.values(), ("processes", "split_batch")):
+            settled.get(block, {}).pop(key, None)  # any number of them can go on from a checkpoint
         about: dict[str, Any] = {
             "params": settled,
             "inputs": [files.sha256(path) for path in inputs],
