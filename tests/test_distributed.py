@@ -181,15 +181,62 @@ def test_every_path_is_of_one_rank_and_none_has_two_more_than_another(world: int
         ("sumnas with all state", {}, 2, "momentum_buffer: carry hands the momentum of shared weights"),
         ("sumnas", {"engine": "lockstep"}, 2, "lockstep runs all paths in one"),
         ("fairnas", {}, 6, "a step has only 5 paths to share out"),
+        ("fairnas", {"split_batch": 2}, 12, "a step has only 5 paths to share out"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(name: str, changes: dict[str, Any], world: int, expected: str) -> None:
     def start(ranks: Ranks) -> None:
         training.assemble(network(), prepared(), settings(**changes), METHODS[name], SEED, ranks)
 
-    start(ALONE)
+    if "split_batch" not in changes:
+        start(ALONE)
     with pytest.raises(UserError, match=f"^training in {world} processes: {expected}[^\n]*; or take one process$"):
         start(Ranks(0, world))
+
+
+@pytest.mark.parametrize(
+    ("split", "world", "expected"),
+    [
+        (2, 1, "1 process cannot stand in groups of so many; take a multiple of it"),
+        (2, 3, "3 processes cannot stand in groups of so many; take a multiple of it"),
+        (9, 9, "more than the 8 images of a batch; lower it"),
+    ],
+)
+def test_what_cannot_share_a_batch(split: int, world: int, expected: str) -> None:
+    given = settings(split_batch=split)
+    with pytest.raises(UserError, match=f"^supernet.split_batch = {split}: {expected}$"):
+        training.assemble(network(), prepared(), given, METHODS["sumnas"], SEED, Ranks(0, world))
+    # One that runs in one process has its batches whole.
+    method, batches, _ = training.assemble(network(), prepared(), given, METHODS["spos"], SEED)
+    assert not method.sharers.several and len(next(batches.epoch(0))[0][0][1]) == 8
+
+
+@pytest.mark.parametrize("name", four.SPLIT)
+def test_a_process_lost_at_any_sum_ends_the_step_and_leaves_the_layers(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = {"call": 0, "lost": 0}
+
+    def add(_ranks: Ranks, _tensors: list[torch.Tensor]) -> None:
+        at["call"] += 1
+        if at["call"] == at["lost"]:
+            raise distributed.RankLost("gone")
+
+    monkeypatch.setattr(Ranks, "add", add)
+    supernet = network()
+    method, batches, _ = training.assemble(
+        supernet, prepared(), settings(split_batch=2), four.BLOCKS[name], SEED, Ranks(0, 2)
+    )  # fmt: skip
+    rounds = next(batches.epoch(0))
+    assert len(rounds[0][0][1]) == 4
+    method.step(rounds)
+    everything = at["call"]
+    assert everything > 100
+    for number in range(1, everything, everything // 15):  # in both directions of a pass, and between them
+        at |= {"call": 0, "lost": number}
+        with pytest.raises(distributed.RankLost, match="^gone$"):
+            method.step(rounds)
+        assert not any("forward" in module.__dict__ for module in supernet.modules())
 
 
 def test_a_launcher_is_known_by_its_variables() -> None:
