@@ -295,8 +295,8 @@ def _combinations(params: Params) -> list[str]:
         )
     if processes != "auto" and processes % split:
         problems.append(
-            f"supernet.processes = {processes}: supernet.split_batch = {split} of them share a batch; set a multiple of "
-            "it"
+            f"supernet.processes = {processes}: supernet.split_batch = {split} of them share a batch; set a multiple "
+            "of it"
         )
     sharers, batch = params.retrain.processes, params.retrain.recipe.batch_size
     if sharers != "auto" and sharers > batch:
