@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from sumnas import seeding
+from sumnas import seeding, sharing
 from sumnas.data import Batch
 from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
@@ -143,6 +143,7 @@ class Method(ABC):
             if why is not None:
                 raise UserError(f"training in {ranks.world} processes: {why}; or take one process")
         self.ranks, self.sharers, self.batch_size = ranks, ranks.split(split_batch), batch_size
+        sharing.check(self.supernet, self.sharers, batch_size)
 
     def own(self, turn: int) -> range:
         """Return which paths of a step's round number `turn` are this rank's."""

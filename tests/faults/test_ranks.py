@@ -45,8 +45,13 @@ def test_killed_and_stopped_it_goes_on_in_another_number(tmp_path: Path, monkeyp
     begin(tmp_path, monkeypatch)
     in_process.run(RUN, ["prepare_data", "describe_method"])
     checkpoints = tmp_path / "checkpoints/train_supernet"
+    whole = Path("params.yaml").read_text()
+    settings = yaml.safe_load(whole)
+    settings["supernet"]["split_batch"] = 2
+    Path("params.yaml").write_text(yaml.safe_dump(settings))
 
-    # Started by hand it starts two processes itself. One is killed: the other ends, and nothing is half written.
+    # Started by hand it starts two processes itself, which share every batch. One is killed: the other ends, and
+    # nothing is half written.
     alone = [sys.executable, "-m", "workflow.train_supernet", "--run", RUN]
     first = subprocess.Popen(alone, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: any(checkpoints.glob("*/checkpoint.sha256")))
@@ -61,7 +66,9 @@ def test_killed_and_stopped_it_goes_on_in_another_number(tmp_path: Path, monkeyp
     (work,) = checkpoints.iterdir()
     begun = files.sha256(work / "checkpoint.pt")
 
-    # Under torchrun: it goes on, and a signal to torchrun saves. The checkpoints are those of the first process.
+    # Under torchrun: it goes on, the batches whole, the paths shared, and a signal to torchrun saves. The checkpoints
+    # are those of the first process.
+    Path("params.yaml").write_text(whole)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = ["-m", "workflow.train_supernet", "--", "--run", RUN]
     second = subprocess.Popen([*torchrun, *words], stderr=subprocess.PIPE, text=True)

@@ -92,10 +92,10 @@ def test_the_number_is_part_of_the_digest_where_it_is_named(
     stage: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digests, works = [], []
-    asked: list[dict[str, Any]] = [
-        {}, {"processes": "auto", "split_batch": 1}, {"processes": 1}, {"processes": 2},
-        {"processes": 2, "split_batch": 2},
-    ]  # fmt: skip
+    asked: list[dict[str, Any]] = [{}, {"processes": "auto"}, {"processes": 1}, {"processes": 2}]
+    if block == "supernet":
+        asked[1]["split_batch"] = 1
+        asked.append({"processes": 2, "split_batch": 2})
     for number, named in enumerate(asked):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -105,5 +105,5 @@ def test_the_number_is_part_of_the_digest_where_it_is_named(
         files.write_json(Path("input.json"), {})
         with job.work(inputs=(Path("input.json"),)) as work:
             works.append(work.folder.name)
-    assert digests[0] == digests[1] and len(set(digests)) == 4
+    assert digests[0] == digests[1] and len(set(digests)) == len(asked) - 1
     assert len(set(works)) == 1  # any number of processes goes on from a checkpoint
