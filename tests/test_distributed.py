@@ -206,9 +206,17 @@ def test_what_cannot_share_a_batch(split: int, world: int, expected: str) -> Non
     given = settings(split_batch=split)
     with pytest.raises(UserError, match=f"^supernet.split_batch = {split}: {expected}$"):
         training.assemble(network(), prepared(), given, METHODS["sumnas"], SEED, Ranks(0, world))
-    # One that runs in one process has its batches whole.
+    # One that trains in one process has its batches whole.
     method, batches, _ = training.assemble(network(), prepared(), given, METHODS["spos"], SEED)
     assert not method.sharers.several and len(next(batches.epoch(0))[0][0][1]) == 8
+
+
+def test_a_layer_that_looks_beyond_an_image_in_another_way_is_refused() -> None:
+    supernet = network()
+    supernet.more = torch.nn.BatchNorm1d(2)
+    training.assemble(supernet, prepared(), settings(), METHODS["sumnas"], SEED, Ranks(0, 2))
+    with pytest.raises(UserError, match="^more: several processes cannot share the batch of a layer BatchNorm1d"):
+        training.assemble(supernet, prepared(), settings(split_batch=2), METHODS["sumnas"], SEED, Ranks(0, 2))
 
 
 @pytest.mark.parametrize("name", four.SPLIT)

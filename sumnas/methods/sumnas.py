@@ -136,10 +136,11 @@ class SUMNAS(Method):
     def _step_in_turn(self, batches: Rounds, inner: float, outer: float, weight: float) -> Tensor:
         settings, supernet = self.settings, self.supernet
         # With several rounds a choice parameter, too, is on several paths and has to wait for the last of them.
-        waits = settings.rounds > 1 or self.ranks.several
+        spread = self.ranks.world > self.sharers.world
+        waits = settings.rounds > 1 or spread
         shared_sum: list[Tensor] = [torch.zeros_like(p) for p in supernet.shared]
         choice_sum: dict[int, tuple[nn.Parameter, Tensor]] = {}
-        if self.ranks.several:  # all of them, in the same order on every rank
+        if spread:  # all of them, in the same order on every rank
             every = [p for layer in supernet.choices for operator in layer for p in operator]
             choice_sum = {id(p): (p, torch.zeros_like(p)) for p in every}
         others = supernet.shared[0].new_zeros(())  # the loss of other ranks' paths
