@@ -6,12 +6,13 @@ some two ranks share every batch: the pairs, or two groups of the four.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,9 @@ def worked(ranks: Ranks, at_first: Path) -> dict[str, Any]:
     return seen
 
 
-def calls_of(ranks: Ranks, **changes: Any) -> list[int]:
-    """Return how many numbers every all_reduce of a training of few steps has summed."""
+@contextlib.contextmanager
+def counted() -> Iterator[list[int]]:
+    """Note how many numbers every all_reduce sums."""
     sizes: list[int] = []
     before = dist.all_reduce
 
@@ -129,23 +131,22 @@ def calls_of(ranks: Ranks, **changes: Any) -> list[int]:
         return before(tensor, *arguments, **named)
 
     dist.all_reduce = counting  # type: ignore[assignment]
-    trained(RESUMED, ranks, **changes)
+    yield sizes
     dist.all_reduce = before
-    return sizes
 
 
 def shared(ranks: Ranks, pair: Ranks, folder: Path) -> dict[str, Any]:
     """Train with two ranks to a batch, in one group and in two, and go on with either in other numbers."""
     found: dict[str, Any] = {}
     for name in SPLIT:
-        found[f"{name} on 4, split"] = trained(name, ranks, split_batch=2, **UNEVEN)
+        with counted() as found["sizes, split"]:  # those of the last one
+            found[f"{name} on 4, split"] = trained(name, ranks, split_batch=2, **UNEVEN)
         found[f"{name} on 2, split"] = trained(name, pair, split_batch=2, **UNEVEN)
     begun = trained(RESUMED, ranks, stop=SPLIT_STOP, split_batch=2, **UNEVEN)
     found["begun, split"] = begun
     found["from 2 x 2 to 2"] = trained(RESUMED, pair, ranks.from_first(begun["state"]), **UNEVEN)
     alone = torch.load(folder / "alone, uneven.pt", weights_only=True)
     found["from 1 to 1 x 4"] = trained(RESUMED, ranks, alone, split_batch=4, **UNEVEN)
-    found["sizes, split"] = calls_of(ranks, split_batch=2, images=22)
     return found
 
 
@@ -165,7 +166,8 @@ def main(folder: Path) -> None:
         found["from 2 to 4"] = trained(RESUMED, ranks, ranks.from_first(begun["state"]))
         found["from 1 to 2"] = trained(RESUMED, pair, torch.load(folder / "alone.pt", weights_only=True))
         found["work"] = worked(ranks, folder / "checkpoints/stage/digest/checkpoint.pt")
-        found["sizes"] = calls_of(ranks)
+        with counted() as found["sizes"]:
+            trained(RESUMED, ranks)
         every = Ranks(ranks.rank, ranks.world, dist.new_group(list(range(WORLD))))
         found |= shared(every, pair, folder)
 

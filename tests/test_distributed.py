@@ -131,11 +131,11 @@ def test_with_shared_batches_every_inner_step_takes_a_sum_of_the_paths_gradients
     assert sizes[1] == sizes[0] and sizes[3] == sizes[2]
     largest = sum(parameter.numel() for parameter in supernet.parameters())
     for one in sizes:  # one of all weights per outer step, as where batches are whole
-        assert one.count(largest + 5) == 4 and max(one) == largest + 5
+        assert one.count(largest + 5) == four.UNEVEN_STEPS and max(one) == largest + 5
     shared = sum(parameter.numel() for parameter in supernet.shared)
-    # Five paths, two steps each, four times over, dealt out to two groups; nothing else is as large as shared weights.
+    # Five paths, two steps each, dealt out to two groups; nothing else is as large as the shared weights.
     steps = [sum(shared < size < largest for size in one) for one in (sizes[0], sizes[2])]
-    assert sum(steps) == 5 * 2 * 4 and abs(steps[0] - steps[1]) == 2 * 4
+    assert sum(steps) == 5 * 2 * four.UNEVEN_STEPS and abs(steps[0] - steps[1]) == 2 * four.UNEVEN_STEPS
 
 
 def test_a_signal_to_one_process_ends_all_after_the_same_step_and_the_first_has_saved(found: Found) -> None:
@@ -197,8 +197,8 @@ def test_what_cannot_be_shared_is_refused(name: str, changes: dict[str, Any], wo
 @pytest.mark.parametrize(
     ("split", "world", "expected"),
     [
-        (2, 1, "1 process cannot stand in groups of so many; take a multiple of it"),
-        (2, 3, "3 processes cannot stand in groups of so many; take a multiple of it"),
+        (2, 1, "1 process cannot stand in groups of so many; set supernet.processes to a multiple of it, or .*"),
+        (2, 3, "3 processes cannot stand in groups of so many; set supernet.processes to a multiple of it, or .*"),
         (9, 9, "more than the 8 images of a batch; lower it"),
     ],
 )

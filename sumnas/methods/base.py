@@ -128,11 +128,10 @@ class Method(ABC):
             return  # in one process in spite of the settings, which are for all methods
         groups, rest = divmod(ranks.world, split_batch)
         if why is None and (rest or split_batch > max(batch_size, 1)):
-            said = (
-                f"{ranks.world} process{'es' * ranks.several} cannot stand in groups of so many; take a multiple of it"
-            )
-            if not rest:
-                said = f"more than the {batch_size} images of a batch; lower it"
+            said = f"more than the {batch_size} images of a batch; lower it"
+            if rest:
+                said = f"{ranks.world} process{'es' * ranks.several} cannot stand in groups of so many; "
+                said += "set supernet.processes to a multiple of it, or split_batch: 1"
             raise UserError(f"supernet.split_batch = {split_batch}: {said}")
         if ranks.several:
             paths = self.rounds * self.candidates
