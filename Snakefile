@@ -9,7 +9,7 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, workflow.basedir)
 from workflow.sources import of_stage
-from workflow.stages import STAGES
+from workflow.stages import SHARED, STAGES
 
 os.environ["SUMNAS_ENGINE"] = "snakemake"  # for the tags of tracked runs
 
@@ -36,7 +36,6 @@ try:
     METHODS, SEEDS, SHARDS, THREADS = (RUN[key] for key in ("methods", "seeds", "shards", "threads"))
     STRATEGIES = {name: block["strategy"] for name, block in PARAMS["methods"].items()}
     SPACE = PARAMS["space"]["name"]
-    PROCESSES = (PARAMS.get("supernet") or {}).get("processes")  # a number, or auto: one
     BENCHMARK, FURTHER = (PARAMS.get(key) or {} for key in ("benchmark", "further"))
     UNKNOWN = [name for name in METHODS if name not in STRATEGIES]
 except (KeyError, TypeError) as error:
@@ -58,6 +57,12 @@ def settings(stage):
         return found
 
     return values
+
+
+def cpus(stage):
+    """The threads of a stage, those of all processes that share it; `processes: auto` is one."""
+    processes = (PARAMS.get(SHARED[stage]) or {}).get("processes")
+    return THREADS * (processes if isinstance(processes, int) else 1)
 
 
 def code(stage):
@@ -243,7 +248,7 @@ rule train_supernet:
         "results/supernet/{method}-{seed}/history.csv",
     log:
         "logs/train_supernet/{method}-{seed}.log",
-    threads: THREADS * (PROCESSES if isinstance(PROCESSES, int) else 1)
+    threads: cpus("train_supernet")
     params:
         settings("train_supernet"),
     shell:
@@ -346,7 +351,7 @@ rule retrain:
         "results/retrain/{method}-{seed}/metrics.json",
     log:
         "logs/retrain/{method}-{seed}.log",
-    threads: THREADS
+    threads: cpus("retrain")
     params:
         settings("retrain"),
     shell:

@@ -2,13 +2,15 @@
 
     python benchmarks/ranks.py                 # two processes of one thread each, on the CPU
     python benchmarks/ranks.py --world 4 --device cuda
+    python benchmarks/ranks.py --split 2       # both run every path, each on half of its batch
 
 First both are compared: in float64 on small networks over several steps, to 1e-10. Then they are timed in turn, on the
 same paths and batches, the order changing from round to round; the other processes wait while one is alone.
 
 With m paths and w processes one of these has ceil(m / w) paths, so that a step can be at most m / ceil(m / w) times as
 fast: 5/3 with two processes for m = 5 (NAS-Bench-201), 2 for m = 6 (MobileNet). Paths cost differently: `bound_by_macs`
-is what the multiply-adds of the paths that were drawn allow, the mean over the rounds.
+is what the multiply-adds of the paths that were drawn allow, the mean over the rounds. With `--split s` the paths are
+shared by w / s groups, and each batch by the s processes of a group: s times what so many groups allow.
 """
 
 from __future__ import annotations
@@ -69,13 +71,15 @@ def space_of(settings: dict[str, Any]) -> Space:
     return base.build(module.Settings.model_validate(settings))
 
 
-def method_of(space: Space, k: int, ranks: Ranks, device: torch.device, dtype: torch.dtype = torch.float32) -> SUMNAS:
+def method_of(
+    space: Space, k: int, batch: int, ranks: Ranks, split: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> SUMNAS:  # fmt: skip
     with seeding.scoped(SEED, "supernet"):
         supernet = space.supernet()
     supernet = supernet.to(device=device, dtype=dtype, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     settings = Settings(strategy="sumnas", adaptation_steps=k, inner_learning_rate=0.01, inner_momentum=0.9)
     method = SUMNAS(supernet, settings, 10**6, SEED)
-    method.share(ranks)
+    method.share(ranks, split, batch)
     return method
 
 
@@ -92,16 +96,22 @@ def batches_of(space: Space, k: int, batch: int, device: torch.device, dtype: to
     ]
 
 
-def check(ranks: Ranks, device: torch.device) -> float:
+def own(method: SUMNAS, batches: list[Batch]) -> list[Batch]:
+    """Return what a process reads: all of each batch, or its part."""
+    part = method.sharers.part(len(batches[0][1]))
+    return [(images[part], labels[part]) for images, labels in batches]
+
+
+def check(ranks: Ranks, split: int, device: torch.device) -> float:
     """Return the largest difference of a weight between one process and all after some steps; stop at 1e-10."""
     worst = 0.0
     for settings in SIZES["tiny"]["spaces"]:
         space = space_of(settings)
         given = batches_of(space, 2, 12, device, torch.float64)
-        methods = [method_of(space, 2, who, device, torch.float64) for who in (ALONE, ranks)]
+        methods = [method_of(space, 2, 12, *who, device, torch.float64) for who in ((ALONE, 1), (ranks, split))]
         for method in methods:
             for _ in range(4):
-                method.step([given])
+                method.step([own(method, given)])
         pairs = zip(*(method.supernet.parameters() for method in methods), strict=True)
         worst = max([worst, *(float((one - other).detach().abs().max()) for one, other in pairs)])
     if not worst < 1e-10:
@@ -109,10 +119,14 @@ def check(ranks: Ranks, device: torch.device) -> float:
     return worst
 
 
-def measure(space: Space, k: int, batch: int, ranks: Ranks, device: torch.device, rounds: int, until: float) -> Any:
+def measure(
+    space: Space, k: int, batch: int, ranks: Ranks, options: argparse.Namespace, device: torch.device, until: float
+) -> Any:  # fmt: skip
     """Time steps in turn; every rank gets the same row, of which the first's times are the ones."""
-    alone, shared = (method_of(space, k, who, device) for who in (ALONE, ranks))
+    split, rounds = options.split, options.rounds
+    alone, shared = (method_of(space, k, batch, *who, device) for who in ((ALONE, 1), (ranks, split)))
     given = batches_of(space, k, batch, device, torch.float32)
+    mine, groups = own(shared, given), ranks.world // split
     times: dict[str, list[float]] = {"one": [], "all": []}
     bounds: list[float] = []
     for number in range(-2, rounds):  # two to warm up
@@ -120,28 +134,28 @@ def measure(space: Space, k: int, batch: int, ranks: Ranks, device: torch.device
             ranks.wait()
             took = 0.0
             if side == "all":
-                took = seconds(lambda: shared.step([given]), device)
+                took = seconds(lambda: shared.step([mine]), device)
             elif ranks.first:
                 took = seconds(lambda: alone.step([given]), device)
             if number >= 0:
                 times[side].append(took)
         macs = [space.macs(path) for path, _ in shared.passes]
         if number >= 0:
-            bounds.append(sum(macs) / max(sum(macs[r :: ranks.world]) for r in range(ranks.world)))
+            bounds.append(split * sum(macs) / max(sum(macs[group::groups]) for group in range(groups)))
         if ranks.from_first(number >= 2 and time.monotonic() > until):
             break
-    return row(space, k, batch, ranks.world, times, bounds)
+    return row(space, k, batch, groups, split, times, bounds)
 
 
 def row(
-    space: Space, k: int, batch: int, world: int, times: dict[str, list[float]], bounds: list[float]
+    space: Space, k: int, batch: int, groups: int, split: int, times: dict[str, list[float]], bounds: list[float]
 ) -> dict[str, Any]:
     """Medians, their ratio with a bootstrap interval, and its share of what the split allows."""
     one, all_ = (np.array(times[side]) for side in ("one", "all"))
     ratios, m = one / all_, len(space.candidates)
     picks = np.random.default_rng(SEED).integers(len(ratios), size=(4000, len(ratios)))
     low, high = np.quantile(np.median(ratios[picks], axis=1), [0.025, 0.975])
-    bound = m / -(-m // world)
+    bound = split * m / -(-m // groups)
     return {
         "space": space.settings.model_dump(mode="json"), "m": m, "k": k, "batch_size": batch, "rounds": len(ratios),
         "seconds_per_step": {"one": round(float(np.median(one)), 6), "all": round(float(np.median(all_)), 6)},
@@ -155,12 +169,13 @@ def row(
 def options_of(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--split", type=int, default=1, help="processes that share every batch of a path (default 1)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cuda: a GPU for each, by NCCL")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each (default 1)")
     parser.add_argument("--rounds", type=int, default=15, help="at most, per row (default 15)")
     parser.add_argument("--minutes", type=float, default=8.0, help="that the timing may take (default 8)")
     parser.add_argument("--tiny", action="store_true", help="networks of no interest, in seconds: does it run?")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/ranks-<device>.json")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/ranks[-split]-<device>.json")
     return parser.parse_args(words)
 
 
@@ -168,14 +183,14 @@ def main(options: argparse.Namespace, ranks: Ranks) -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     size = SIZES["tiny" if options.tiny else options.device]
-    worst = check(ranks, device)
+    worst = check(ranks, options.split, device)
     if ranks.first:
         print(f"one process and {ranks.world} agree to {worst:.1e}", flush=True)
     cases = [(settings, k) for settings in size["spaces"] for k in size["k"]]
     start, rows = time.monotonic(), []
     for number, (settings, k) in enumerate(cases):
         until = start + 60 * options.minutes * (number + 1) / len(cases)
-        rows.append(measure(space_of(settings), k, size["batch"], ranks, device, options.rounds, until))
+        rows.append(measure(space_of(settings), k, size["batch"], ranks, options, device, until))
         if ranks.first:
             found = rows[-1]
             print(f"{settings['name']} k={k}: {found['times_as_fast']} times as fast as one process, "
@@ -184,11 +199,13 @@ def main(options: argparse.Namespace, ranks: Ranks) -> None:
         return
     result = {
         "benchmark": "ranks", "date": datetime.date.today().isoformat(), "differ_by": worst, "seed": SEED,
-        "world": ranks.world, "backend": "nccl" if device.type == "cuda" else "gloo", "threads": options.threads,
+        "world": ranks.world, "split": options.split, "threads": options.threads,
+        "backend": "nccl" if device.type == "cuda" else "gloo",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_model(), "cpus": os.cpu_count(),
         "system": platform.system(), "python": platform.python_version(), "torch": torch.__version__, "rows": rows,
     }  # fmt: skip
-    out = options.out or Path(__file__).parent / "results" / f"ranks-{options.device}.json"
+    name = f"ranks{'-split' * (options.split > 1)}-{options.device}.json"
+    out = options.out or Path(__file__).parent / "results" / name
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sumnas.data import Batch
+from sumnas.distributed import ALONE, Ranks
+from sumnas.sharing import mean_loss
 from sumnas.spaces.base import Architecture, Supernet
 
 Buffers = dict[int, Tensor]
@@ -26,13 +27,17 @@ def adapt(
     buffers: Buffers | None = None,
     max_norm: float | None = None,
     common: Tensor | None = None,
+    sharers: Ranks = ALONE,
+    batch_size: int = 0,
 ) -> Tensor:
     """Take one SGD step on this path for each of the batches, in place; return the mean loss (a scalar tensor).
 
     `parameters` are all of the path's; those that the loss does not reach (edges that cannot reach the output) have a
     zero gradient. With `buffers` momentum is carried over from earlier calls and kept there; without, it starts at
     zero, and A^k is a function of the weights alone. `max_norm` clips the gradient norm of each step. `common` is
-    `supernet.common` of the first batch, with its graph, which several paths may share.
+    `supernet.common` of the first batch, with its graph, which several paths may share. With several `sharers` each of
+    them has its part of every batch of `batch_size` images, and they add up their gradients at every step: all end with
+    the same weights.
     """
     moving = list(parameters)
     velocity: list[Tensor] = []
@@ -40,7 +45,7 @@ def adapt(
     for images, labels in batches:
         shared = total is None and common is not None
         logits = supernet.rest(common, architecture) if shared else supernet(images, architecture)  # type: ignore[arg-type]
-        loss = F.cross_entropy(logits, labels)
+        loss = mean_loss(logits, labels, 0.0, sharers, batch_size)
         found = torch.autograd.grad(loss, moving, allow_unused=True, retain_graph=shared)
         del logits  # with the graph that `retain_graph` keeps: only the common part's is needed again
         if total is None and buffers is None and not weight_decay:
@@ -48,8 +53,10 @@ def adapt(
             moving = [p for p, g in zip(moving, found, strict=True) if g is not None]
             found = tuple(g for g in found if g is not None)
         gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(moving, found, strict=True)]
-        total = loss.detach() if total is None else total + loss.detach()
-        del loss
+        seen = loss.detach()
+        sharers.add([*gradients, seen])
+        total = seen if total is None else total + seen
+        del loss, seen
         # `.data`: the weights come back to what they were before another path uses the common graph, which an update
         # in the open would make autograd refuse.
         weights = [p.data for p in moving]

@@ -66,13 +66,18 @@ def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) 
     return images[batch, rows[:, :, None], columns[:, None, :]]
 
 
-def erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+def erase(
+    images: Tensor, probability: float, generator: torch.Generator, of: int | None = None, part: slice = slice(None)
+) -> Tensor:
     """Set a random rectangle of every image with `probability` to 0, in place: [N, C, H, W], normalised.
+
+    These may be a `part` `of` a batch of so many images: what is drawn for each is then that of the whole batch.
 
     Distributed as torchvision's RandomErasing: area and aspect as above, height and width rounded and less than those
     of the image, every position alike.
     """
-    count, _, height, width = images.shape
+    height, width = images.shape[2:]
+    count = len(images) if of is None else of
     area, aspect = torch.rand(2, count, TRIES, generator=generator, device=images.device)
     place = torch.rand(2, count, generator=generator, device=images.device)
     chosen = torch.rand(count, generator=generator, device=images.device) < probability
@@ -86,6 +91,7 @@ def erase(images: Tensor, probability: float, generator: torch.Generator) -> Ten
     chosen &= inside.any(1)
     whole = torch.tensor((height, width), dtype=sides.dtype, device=images.device)[:, None]
     starts = (place * (whole - sides + 1)).floor()
+    sides, starts, chosen = sides[:, part], starts[:, part], chosen[part]
     rows, columns = (
         (torch.arange(size, device=images.device) >= start[:, None])
         & (torch.arange(size, device=images.device) < (start + side)[:, None])

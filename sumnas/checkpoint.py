@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+TOGETHER = 60.0
+"""Seconds that the first of several ranks waits for a lock before it lets the others know that it still waits."""
 
 
 class Interrupted(Exception):
@@ -83,8 +85,8 @@ class Work:
         self._saved_at = time.monotonic()
 
     def __enter__(self) -> Work:
-        if self.ranks.first:
-            self._open()
+        while not self.ranks.from_first(not self.ranks.first or self._open()):
+            pass  # the others ask again and again: one long wait would end them
         if self.ranks.from_first(self.folder.name) != self.folder.name:
             raise UserError(
                 f"process {self.ranks.rank} sees other settings, inputs or source files than the first: all need the "
@@ -93,7 +95,8 @@ class Work:
         self._handlers = {number: signal.signal(number, self._signal) for number in SIGNALS}
         return self
 
-    def _open(self) -> None:
+    def _open(self) -> bool:
+        """Take the lock; False where it is to be waited for longer."""
         import filelock
 
         try:
@@ -105,8 +108,10 @@ class Work:
             ) from None
         self._lock = filelock.FileLock(self.folder / "lock")
         try:
-            self._lock.acquire(timeout=-1 if self.wait else 0)
+            self._lock.acquire(timeout=0 if not self.wait else TOGETHER if self.ranks.several else -1)
         except filelock.Timeout:
+            if self.wait:
+                return False
             raise UserError(
                 f"{self.folder}: another process is doing this very work; wait for it, or end it and start again"
             ) from None
@@ -114,6 +119,7 @@ class Work:
             files.write_text(self.folder / "settings", self.settings)
             if self.accept_code_change:
                 self._adopt()
+        return True
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
@@ -175,11 +181,14 @@ class Work:
             os.replace((self.folder / "next").with_suffix(suffix), current.with_suffix(suffix))
         self._saved_at = time.monotonic()
 
-    def load(self) -> dict[str, Any] | None:
-        """Return the newest whole checkpoint, or None; says so where a damaged one is passed over."""
-        return self.ranks.from_first(self._load() if self.ranks.first else None)
+    def load(self, where: str | None = None) -> dict[str, Any] | None:
+        """Return the newest whole checkpoint, or None; says so where a damaged one is passed over.
 
-    def _load(self) -> dict[str, Any] | None:
+        Its tensors lie on the device `where`, or on those that they were saved from.
+        """
+        return self.ranks.from_first(self._load(where) if self.ranks.first else None)
+
+    def _load(self, where: str | None) -> dict[str, Any] | None:
         import torch
 
         for name in ("checkpoint", "previous"):
@@ -190,16 +199,17 @@ class Work:
             digests = [p.read_text() for n in ("checkpoint", "previous", "next")
                        if (p := self.folder / f"{n}.sha256").exists()]  # fmt: skip
             if files.sha256(path) in digests:
-                state: dict[str, Any] = torch.load(path, weights_only=True)
+                state: dict[str, Any] = torch.load(path, where, weights_only=True)
                 return state
             say(f"{path}: damaged checkpoint, passed over")
         return None
 
     def resumable(self, key: str) -> dict[str, Any]:
         """Return `state` and `on_step` for a training that this work's checkpoint is for: see `train_network`."""
-        kept = self.load()
+        kept = self.load("cpu" if self.ranks.several else None)
 
         def on_step(capture: Callable[[], dict[str, Any]]) -> None:
+            self.look()
             if self.due():
                 self.save({"key": key, "state": capture()})
             self.stop_if_asked()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -149,15 +149,18 @@ class Batches:
 
     One step takes `rounds` consecutive batches of every stream. The permutations follow from (seed, epoch, stream)
     alone, so any epoch can be started without the ones before it, and at any step.
+
+    Where processes share every batch, `part` gives the images of this one out of so many, and no others are decoded.
+    What is drawn for an image does not depend on how they are shared.
     """
 
     def __init__(
         self, data: Prepared, indices: Tensor, batch_size: int, seed: int, augmentation: Augmentation | None = None,
-        *, streams: int = 1, rounds: int = 1, keep_last: bool = False,
+        *, streams: int = 1, rounds: int = 1, keep_last: bool = False, part: Callable[[int], slice] = slice,
     ) -> None:  # fmt: skip
         """With `keep_last` the images that fill no whole batch make one more, of a single round."""
         self.data, self.indices, self.batch_size, self.seed = data, indices, batch_size, seed
-        self.augmentation, self.streams, self.rounds = augmentation, streams, rounds
+        self.augmentation, self.streams, self.rounds, self.part = augmentation, streams, rounds, part
         self.steps = (len(indices) + (batch_size - 1 if keep_last else 0)) // batch_size // rounds
         if self.steps == 0:
             raise UserError(
@@ -169,6 +172,10 @@ class Batches:
                 f"augmentation.{key}: is for image folders only, and this data lies in arrays; take crop_padding, "
                 "flip, random_erasing"
             )
+
+    def size(self, turn: int) -> int:
+        """Return the images of a stream's batch number `turn` of an epoch, those of other processes included."""
+        return min(self.batch_size, len(self.indices) - turn * self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[list[Batch]]]:
         """Yield for each step from number `start` on a list of rounds, each a list of one batch per stream."""
@@ -190,7 +197,8 @@ class Batches:
             return batch
         images, labels = batch
         generator = seeding.torch_stream(self.seed, "erasing", epoch, stream, first, device=images.device)
-        return erase(images, self.augmentation.random_erasing, generator), labels
+        count = self.size(first // self.batch_size)
+        return erase(images, self.augmentation.random_erasing, generator, count, self.part(count)), labels
 
     def _parts(self, orders: list[Tensor], start: int) -> Iterator[tuple[int, int, Tensor]]:
         """Yield stream, place in it and images of each batch from step `start` on, in the order of their use."""
@@ -215,16 +223,17 @@ class Batches:
         labels = self.data.labels["train"]
         seed = seeding.derive(self.seed, "augmentation", epoch)
         keys: Iterator[list[Key]] = (
-            [(number, stream, place) for place, number in enumerate(index.tolist(), first)]
+            [(number, stream, place) for place, number in enumerate(index.tolist(), first)][self.part(len(index))]
             for stream, first, index in self._parts(orders, start)
         )
         found = images.stream(keys, self.augmentation, seed, pin=labels.device.type == "cuda")
         for (stream, first, index), x in zip(self._parts(orders, start), found, strict=True):
-            batch = self.data.normalise(x), labels[index.to(labels.device)]
+            batch = self.data.normalise(x), labels[index[self.part(len(index))].to(labels.device)]
             yield self._erased(batch, epoch, stream, first)
 
     def _batch(self, index: Tensor, generator: torch.Generator) -> Batch:
         images = self.data.images["train"][index]
         if self.augmentation is not None:
-            images = augment(images, self.augmentation, generator)
-        return self.data.normalise(images), self.data.labels["train"][index]
+            images = augment(images, self.augmentation, generator)  # all, so that every process draws the same
+        part = self.part(len(index))
+        return self.data.normalise(images[part]), self.data.labels["train"][index[part]]

@@ -2,7 +2,8 @@
 
 A process is called a rank, as there. All ranks draw the same paths and batches from the same streams, each runs its
 share of a step's paths, and one sum over all ranks per step gives every one of them the step of a single process, up to
-the order of summation.
+the order of summation. Ranks may also stand together in groups, each of which shares the images of its paths' batches
+(sumnas.sharing).
 """
 
 from __future__ import annotations
@@ -60,12 +61,31 @@ class Ranks:
         """Whether there is more than one."""
         return self.world > 1
 
-    def own(self, count: int, before: int = 0) -> range:
+    def own(self, count: int, before: int = 0, together: int = 1) -> range:
         """Return which of `count` paths are this rank's, where `before` paths of the same step were dealt out already.
 
-        Paths are dealt out in turn, over all rounds of a step, so that no rank has two more than another.
+        Paths are dealt out in turn, over all rounds of a step, so that no rank has two more than another. With
+        `together` so many consecutive ranks have the same ones: those of a group that `split` gives.
         """
-        return range((self.rank - before) % self.world, count, self.world)
+        groups = self.world // together
+        return range((self.rank // together - before) % groups, count, groups)
+
+    def split(self, size: int) -> Ranks:
+        """Return the group of `size` consecutive ranks that this one is of. All ranks there are call this alike."""
+        if size in (1, self.world):
+            return self if size == self.world else ALONE
+        import torch.distributed as dist
+
+        members, mine = dist.get_process_group_ranks(self.group), None
+        with _reached():
+            for first in range(0, self.world, size):
+                group = dist.new_group(members[first : first + size])
+                mine = group if first <= self.rank < first + size else mine
+        return Ranks(self.rank % size, size, mine)
+
+    def part(self, count: int) -> slice:
+        """Return which of a batch's `count` images are this rank's: consecutive, none has two more than another."""
+        return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Put the sum over the ranks in the place of every tensor, in one all_reduce; all of one type and device."""

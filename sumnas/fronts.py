@@ -1,4 +1,4 @@
-"""The report's chart of predicted accuracy over multiply-adds: all that a search scored, the front, what it found."""
+"""The report's chart of predicted accuracy over what is limited: all that a search scored, the front, what it found."""
 
 from __future__ import annotations
 
@@ -22,36 +22,41 @@ def front(
     title: str,
     split: str,
     most: int = charts.MOST,
+    measured: str | None = None,
 ) -> charts.Chart:
     """Draw the rows of scored.csv. `found` has what limit each architecture was found under, in words.
 
     `numbers` gives every architecture its index in all charts, and takes up those that it lacks. The front and what
-    was found are always shown, of the others at most so many that `most` are shown in all.
+    was found are always shown, of the others at most so many that `most` are shown in all. Costs are the multiply-adds,
+    or the rows' column `cost`, called `measured`, of those that have one.
     """
-    macs, predicted = (np.array([float(row[key]) for row in rows]) for key in ("macs", "predicted"))
+    key = "macs" if measured is None else "cost"
+    rows = [row for row in rows if row[key] != ""]
+    costs, predicted = (np.array([float(row[name]) for row in rows]) for name in (key, "predicted"))
     best = np.array([row["pareto"] == "1" for row in rows])
     named = np.array([row["architecture"] in found for row in rows])
-    x, xticks = charts.axis(macs, charts.LEFT, charts.WIDTH - charts.RIGHT)
+    x, xticks = charts.axis(costs, charts.LEFT, charts.WIDTH - charts.RIGHT)
     y, yticks = charts.axis(predicted, charts.HEIGHT - charts.BOTTOM, charts.TOP)
     marks = []
     # What matters lies on top.
-    for i in [*_evenly(np.flatnonzero(~best & ~named), macs, most), *np.flatnonzero(best & ~named),
+    for i in [*_evenly(np.flatnonzero(~best & ~named), costs, most), *np.flatnonzero(best & ~named),
               *np.flatnonzero(named)]:  # fmt: skip
         row = rows[i]
         colour = FOUND if named[i] else ACCENT if best[i] else QUIET
         number = numbers.setdefault(row["architecture"], len(numbers))
         at, up = round(float(x[i]), 1), round(float(y[i]), 1)
         radius = 6.0 if named[i] else 4.0 if best[i] else 3.0
-        marks.append(charts.Mark(at, up, colour, number, _tip(row, found), radius=radius))
+        marks.append(charts.Mark(at, up, colour, number, _tip(row, found, measured), radius=radius))
     return charts.Chart(
-        title, "multiply-adds (millions)", f"predicted, {split} split (%)", xticks, yticks, marks, len(rows),
-        "the front, what was found, and of the others evenly over the multiply-adds", _steps(x[best], y[best]),
+        title, measured or "multiply-adds (millions)", f"predicted, {split} split (%)", xticks, yticks, marks,
+        len(rows), f"the front, what was found, and of the others evenly over the {measured or 'multiply-adds'}",
+        _steps(x[best], y[best]),
     )  # fmt: skip
 
 
-def _evenly(indices: NDArray[np.intp], macs: NDArray[np.float64], most: int) -> list[int]:
-    """Return the indices, or so many of them, evenly in the order of their multiply-adds."""
-    order = indices[np.argsort(macs[indices], kind="stable")]
+def _evenly(indices: NDArray[np.intp], costs: NDArray[np.float64], most: int) -> list[int]:
+    """Return the indices, or so many of them, evenly in the order of their costs."""
+    order = indices[np.argsort(costs[indices], kind="stable")]
     if len(order) > most:
         order = order[np.linspace(0, len(order) - 1, most).round().astype(int)]
     return [int(i) for i in order]
@@ -68,8 +73,10 @@ def _steps(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
     return "".join([*steps, f"H{charts.WIDTH - charts.RIGHT:.1f}"])
 
 
-def _tip(row: Mapping[str, Any], found: Mapping[str, str]) -> str:
+def _tip(row: Mapping[str, Any], found: Mapping[str, str], measured: str | None) -> str:
     said = [f"predicted {float(row['predicted']):.2f} %", f"{float(row['macs']):.4g}M multiply-adds"]
+    if measured is not None:
+        said.append(f"{measured} {float(row['cost']):.4g}")
     said += ["on the Pareto front"] * (row["pareto"] == "1")
     if by := found.get(row["architecture"]):
         said.append(f"found {by}")

@@ -288,6 +288,19 @@ def _combinations(params: Params) -> list[str]:
             f"supernet.processes = {params.supernet.processes}: lockstep runs all paths in one process; "
             "set supernet.engine: auto"
         )
+    processes, split = params.supernet.processes, params.supernet.split_batch
+    if split > params.supernet.batch_size:
+        problems.append(
+            f"supernet.split_batch = {split}: more than the {params.supernet.batch_size} images of supernet.batch_size"
+        )
+    if processes != "auto" and processes % split:
+        problems.append(
+            f"supernet.processes = {processes}: supernet.split_batch = {split} of them share a batch; set a multiple "
+            "of it"
+        )
+    sharers, batch = params.retrain.processes, params.retrain.recipe.batch_size
+    if sharers != "auto" and sharers > batch:
+        problems.append(f"retrain.processes = {sharers}: more than the {batch} images of retrain.recipe.batch_size")
     if run.shards != list(range(len(run.shards))):
         problems.append(f"run.shards = {run.shards}: must count from 0, such as {list(range(len(run.shards)))}")
     if params.data.validation + params.data.test >= 1:

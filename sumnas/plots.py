@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sumnas import files
+from sumnas.shown import measured
 
 INK, ACCENT, QUIET = "#222222", "#0072b2", "#9aa5ab"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -59,15 +60,22 @@ def scatter(path: Path, rows: Sequence[Mapping[str, Any]], title: str, ylabel: s
 
 
 def pareto(
-    path: Path, rows: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]], title: str, split: str
-) -> None:
-    """Draw predicted accuracy (percent) over MACs of all that were scored, the Pareto front, and what was found."""
+    path: Path, rows: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]], title: str, split: str,
+    cost: str = "macs",
+) -> None:  # fmt: skip
+    """Draw predicted accuracy (percent) over MACs of all that were scored, the Pareto front, and what was found.
+
+    Where the limited `cost` was measured it is drawn over that, of those whose cost is known.
+    """
+    name = measured(cost)
+    key, xlabel = ("macs", "multiply-adds (millions)") if name is None else ("cost", name.replace("$", r"\$"))
+    rows = [row for row in rows if row[key] != ""]
     with drawn(path, 5.2, 4.0) as figure:
         axes = _axes(figure)
         big = len(rows) > RASTER_FROM
-        macs, predicted = ([float(row[key]) for row in rows] for key in ("macs", "predicted"))
-        axes.plot(macs, predicted, "o", color=QUIET, markersize=3, alpha=0.6, rasterized=big, label="scored")
-        front = sorted((float(row["macs"]), float(row["predicted"])) for row in rows if int(row["pareto"]))
+        costs, predicted = ([float(row[column]) for row in rows] for column in (key, "predicted"))
+        axes.plot(costs, predicted, "o", color=QUIET, markersize=3, alpha=0.6, rasterized=big, label="scored")
+        front = sorted((float(row[key]), float(row["predicted"])) for row in rows if int(row["pareto"]))
         axes.plot(
             *zip(*front, strict=True),
             color=ACCENT,
@@ -78,9 +86,9 @@ def pareto(
         )
         for number, entry in enumerate(found):
             colour, label = PALETTE[1 + number % (len(PALETTE) - 1)], str(entry["label"]).replace("$", r"\$")
-            axes.plot([entry["macs"]], [entry["predicted"]], "D", color=colour, markersize=6, label=f"found {label}")
+            axes.plot([entry[key]], [entry["predicted"]], "D", color=colour, markersize=6, label=f"found {label}")
         axes.grid(color="#eeeeee")
-        axes.set(xlabel="multiply-adds (millions)", ylabel=f"predicted accuracy, {split} split (%)", title=title)
+        axes.set(xlabel=xlabel, ylabel=f"predicted accuracy, {split} split (%)", title=title)
         axes.legend(loc="lower right", frameon=False, fontsize=8)
 
 

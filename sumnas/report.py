@@ -20,7 +20,7 @@ from sumnas import summary as summaries
 from sumnas.cautions import cautions
 from sumnas.errors import UserError
 from sumnas.results import Cell, Results, distinct_cells, load, space_of
-from sumnas.shown import BASELINES, interval, number, percent
+from sumnas.shown import BASELINES, interval, measured, number, percent
 
 FIGURES = ("kendall_tau.svg", "training.svg", "submodels.svg", "cells.svg")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -112,6 +112,8 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
     indices = {name: i for i, name in enumerate(ranked[0][1].architectures)}
     labels = [_labels(item["found"]) for item in runs]
     macs, most = ranked[0][1].macs, charts.MOST // len(ranked)
+    limited = measured(results.runs[0].found["cost"])
+    over = limited if all("cost" in run.scored[0] for run in results.runs) else None  # older results have MACs alone
     return environment.get_template("report.html.j2").render(
         summary=summary,
         settings=results.settings,
@@ -130,7 +132,10 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
         scatters=[charts.scatter(r, f"{run.name}: tau {number(run.ranking['kendall_tau'])}", summary["split"], most)
                   for run, r in ranked],
         differences=[charts.rank_differences(r, run.name, most) for run, r in ranked],
-        fronts=[fronts.front(run.scored, by, indices, f"{run.name}: {len(run.scored)} scored", summary["split"], most)
+        limited=limited,
+        over=over,
+        fronts=[fronts.front(run.scored, by, indices, f"{run.name}: {len(run.scored)} scored", summary["split"], most,
+                             over)
                 for run, by in zip(results.runs, labels, strict=True)],
         front_colours={"scored": plots.QUIET, "Pareto front": plots.ACCENT, "found by the search": fronts.FOUND},
         noun=noun(cells),

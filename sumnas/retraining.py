@@ -6,19 +6,20 @@ import contextlib
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from sumnas import seeding
 from sumnas.data import Batches, Prepared
+from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
 from sumnas.evaluation import Score, evaluate
 from sumnas.recipe import Recipe
+from sumnas.sharing import check, mean_loss, shared_batch
 from sumnas.spaces.base import Architecture, Space
 
 
@@ -29,7 +30,18 @@ class RetrainSettings(BaseModel):
 
     enabled: bool
     seed: int = Field(0, ge=0)
+    processes: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="that share the images of every batch; auto: as many as torchrun starts, else one"
+    )
     recipe: Recipe
+
+    @model_serializer(mode="wrap")
+    def _plain(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the number of processes out where none is named: digests are those of before there was the key."""
+        found: dict[str, Any] = plain(self)
+        if self.processes == "auto":
+            del found["processes"]
+        return found
 
 
 class Trained(NamedTuple):
@@ -51,6 +63,7 @@ def train_network(
     on_epoch: Callable[[int, float], None] | None = None,
     state: dict[str, Any] | None = None,
     on_step: Callable[[Callable[[], dict[str, Any]]], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Trained:
     """Train one architecture from scratch on the training split; `on_epoch` gets the epoch and its mean loss.
 
@@ -59,16 +72,20 @@ def train_network(
 
     Streams depend on the seed and the architecture's string, so a network's result does not depend on which others
     are trained beside it. UserError at the first loss that is not finite.
+
+    With several `ranks` each of them calls this alike, and they share the images of every batch: the same training up
+    to the order of summation, the weights and scores the very same on all. The first alone scores.
     """
     name = space.encode(architecture)
     with seeding.scoped(seed, "weights", name):
         network = space.network(architecture)
+    check(network, ranks, recipe.batch_size)
     device = data.labels["train"].device
     recipe.arithmetic.place(network, device)
     everything = torch.arange(len(data.labels["train"]))
     batches = Batches(
         data, everything, recipe.batch_size, seeding.derive(seed, name), recipe.augmentation,
-        keep_last=recipe.last_batch == "keep",
+        keep_last=recipe.last_batch == "keep", part=ranks.part,
     )  # fmt: skip
     recipe.set_dropout(network)
     optimizer, average = recipe.optimizer(network), recipe.average(network)
@@ -88,15 +105,18 @@ def train_network(
         for step, (((images, labels),),) in enumerate(batches.epoch(epoch, seen), seen + 1):
             # A stream for every step, so that a training that goes on draws what it would have drawn.
             drops = seeding.scoped(seed, "dropout", name, epoch, step) if recipe.dropout else contextlib.nullcontext()
-            with drops, recipe.arithmetic.autocast(device):
+            whole = batches.size(step - 1)
+            with drops, recipe.arithmetic.autocast(device), shared_batch(network, ranks, whole):
                 logits = network(recipe.arithmetic.images(images))
-                loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+                loss = mean_loss(logits, labels, recipe.label_smoothing, ranks, whole)
             optimizer.zero_grad(set_to_none=False)
             loss.backward()  # type: ignore[no-untyped-call]
+            seen_loss = loss.detach()
+            ranks.add([*(p.grad for p in network.parameters() if p.grad is not None), seen_loss])
             optimizer.step()
             if average is not None:
                 recipe.average_in(average, network, epoch, step - 1)
-            total += loss.detach()
+            total += seen_loss
             if on_step:
                 on_step(partial(_capture, name, network, optimizer, average, epoch, step, total))
         mean = float(total) / batches.steps
@@ -105,8 +125,26 @@ def train_network(
             on_epoch(epoch, mean)
         seen, total = 0, torch.zeros((), device=device)
     result = network if average is None else average.module
-    scores = {split: evaluate(result, data.split(split), 512, name, top5=True) for split in data.held_out}
-    return Trained(result, scores)
+    return Trained(result.eval(), _scored(result, data, name, ranks))
+
+
+def _scored(network: nn.Module, data: Prepared, name: str, ranks: Ranks) -> dict[str, Score]:
+    """Score the network on the first rank. It lets the others know of every batch: one long wait would end them."""
+    if not ranks.first:
+        while not ranks.largest(0):
+            pass
+        return ranks.from_first({})
+
+    def goes_on(*_: Any) -> None:
+        ranks.largest(0)
+
+    watched = network.register_forward_hook(goes_on)
+    try:
+        scores = {split: evaluate(network, data.split(split), 512, name, top5=True) for split in data.held_out}
+    finally:
+        watched.remove()
+    ranks.largest(1)
+    return ranks.from_first(scores)
 
 
 def _capture(

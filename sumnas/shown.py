@@ -30,6 +30,11 @@ def with_spread(text: str, std: float | None, digits: int) -> str:
     return text if std is None else f"{text} ± {std:.{digits}f}"
 
 
+def measured(cost: str) -> str | None:
+    """Return what a limited cost is called where it was measured; None for MACs and parameters, which are counted."""
+    return {"macs": None, "params": None, "latency_ms": "latency (ms)"}.get(cost, cost)
+
+
 def row(cells: Sequence[str]) -> str:
     """Return a line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"

@@ -15,6 +15,7 @@ import threading
 import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ class ImageFiles:
         loader: DataLoader[Any] = DataLoader(
             _Decoder(self, augmentation, seed),
             batch_sampler=itertools.takewhile(lambda _: not failed, batches), num_workers=self.workers,
-            collate_fn=_collate, pin_memory=pin, worker_init_fn=_leave_signals,
+            collate_fn=partial(_collate, self.shape[1:]), pin_memory=pin, worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # else it would draw from the global stream
             multiprocessing_context="fork" if self.workers else None,  # shares what is imported and listed
         )  # fmt: skip
@@ -203,8 +204,10 @@ def transform(size: int, crop: float, augmentation: Augmentation | None) -> Call
     return lambda image: whole(image).permute(1, 2, 0).contiguous()
 
 
-def _collate(items: list[Tensor | str]) -> Tensor | str:
-    """Stack a batch, or pass on the first error in it."""
+def _collate(shape: tuple[int, int, int], items: list[Tensor | str]) -> Tensor | str:
+    """Stack a batch of images of that shape, which may have none, or pass on the first error in it."""
+    if not items:
+        return torch.empty(0, *shape, dtype=torch.uint8)
     tensors = [item for item in items if not isinstance(item, str)]
     return torch.stack(tensors) if len(tensors) == len(items) else next(i for i in items if isinstance(i, str))
 

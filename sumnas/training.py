@@ -42,16 +42,21 @@ class SupernetSettings(BaseModel):
         "auto",
         description="that share each step of SUMNAS or FairNAS; auto: as many as torchrun starts, else one",
     )
+    split_batch: int = Field(
+        1, ge=1, description="so many of them share every batch of a path, and wait for each other at every layer"
+    )
     arithmetic: Arithmetic = Arithmetic()
     probes: int = Field(0, ge=0, description="fixed sub-models whose loss is followed over the training (figure 3)")
     probe_every: int = Field(1, ge=1, description="epochs between two looks at the probes")
 
     @model_serializer(mode="wrap")
     def _plain(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the number of processes out where none is named: digests are those of before there was the key."""
+        """Leave out what of processes is not asked for: digests are those of before there were the keys."""
         found: dict[str, Any] = plain(self)
         if self.processes == "auto":
             del found["processes"]
+        if self.split_batch == 1:
+            del found["split_batch"]
         return found
 
 
@@ -107,12 +112,13 @@ def assemble(
 ) -> tuple[Method, Batches, Heldout | None]:
     """Return the method that a block of `methods` describes, its training batches and its held-out stream.
 
-    With several `ranks` each of them calls this and then `train` alike, and they share the paths of every step.
+    With several `ranks` each of them calls this and then `train` alike, and they share the paths of every step, or, as
+    many of them as the settings say, the images of a path's batches.
     """
     strategy: str = method_settings.strategy  # type: ignore[attr-defined]
     method: Method = module_of(strategy).METHOD(supernet, method_settings, 1, seed)
     method.use(settings.engine)
-    method.share(ranks)
+    method.share(ranks, settings.split_batch, settings.batch_size)
     batches, heldout = batches_for(method, data, settings, seed)
     # The method says what a step takes, which says how many steps there are: only now can it be told.
     method.total_steps = epochs_of(method_settings, settings) * batches.steps
@@ -133,7 +139,7 @@ def batches_for(
     cut = round(count * method.train_share)
     batches = Batches(
         data, order[:cut].sort().values, settings.batch_size, seed, settings.augmentation,
-        streams=method.streams, rounds=method.rounds,
+        streams=method.streams, rounds=method.rounds, part=method.sharers.part,
     )  # fmt: skip
     needed = method.heldout or method.heldout_between
     heldout = Heldout(data, order[cut:].sort().values, settings.batch_size, seed) if needed else None

@@ -1,15 +1,18 @@
 """One of four processes that train together: `python -m tests.ranks <folder>`, for test_distributed.py.
 
-The four are one group for trainings on four ranks, and two pairs for trainings on two, both of which do the same.
+The four are one group for trainings on four ranks, and two pairs for trainings on two, both of which do the same. In
+some two ranks share every batch: the pairs, or two groups of the four.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,12 @@ import torch.distributed as dist
 from pydantic import BaseModel
 
 from sumnas import distributed, training
+from sumnas.augmentation import Augmentation
 from sumnas.checkpoint import Interrupted, Work
 from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
 from sumnas.methods import fairnas, sumnas
-from tests.trainings import SEED, Stop, Widened, network, prepared, settings, stop_at
+from tests.trainings import IMAGES, SEED, Stop, Widened, network, prepared, settings, stop_at
 
 WORLD = 4
 BLOCKS: dict[str, BaseModel] = {
@@ -41,12 +45,25 @@ BLOCKS: dict[str, BaseModel] = {
 RESUMED = "sumnas"
 STOP = (0, 3)
 """Epoch and step after which a training is stopped, to go on in another number of processes."""
+SPLIT_STOP = (1, 1)
 
 
-def trained(name: str, ranks: Ranks = ALONE, state: dict[str, Any] | None = None, stop: bool = False) -> dict[str, Any]:
+SPLIT = ("fairnas", "sumnas")
+"""What is trained on shared batches, too: of seven images, so that one has three of them and the other four."""
+UNEVEN = {"batch_size": 7, "augmentation": Augmentation(flip=True, crop_padding=1, random_erasing=0.5), "images": 22}
+UNEVEN_STEPS = 6
+LOST = 4
+"""The step after which the last rank is gone."""
+
+
+def trained(
+    name: str, ranks: Ranks = ALONE, state: dict[str, Any] | None = None, stop: tuple[int, int] | None = None,
+    end: Callable[[int], None] | None = None, images: int = IMAGES, **changes: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Train in float64, from `state` on where given; return what came of it, with a digest of each step's weights."""
     supernet = network().double()
-    method, batches, heldout = training.assemble(supernet, prepared(), settings(), BLOCKS[name], SEED, ranks)
+    given = settings(**changes)
+    method, batches, heldout = training.assemble(supernet, prepared(images), given, BLOCKS[name], SEED, ranks)
     progress = training.Progress() if state is None else training.restore(method, copy.deepcopy(state))
     digests: list[str] = []
 
@@ -56,7 +73,9 @@ def trained(name: str, ranks: Ranks = ALONE, state: dict[str, Any] | None = None
             digest.update(parameter.detach().numpy().tobytes())
         digests.append(digest.hexdigest())
         if stop:
-            stop_at(*STOP)(now)
+            stop_at(*stop)(now)
+        if end:
+            end(len(digests))
 
     found: dict[str, Any] = {"digests": digests, "error": ""}
     try:
@@ -101,8 +120,9 @@ def worked(ranks: Ranks, at_first: Path) -> dict[str, Any]:
     return seen
 
 
-def calls_of(ranks: Ranks) -> list[int]:
-    """Return how many numbers every all_reduce of a training of few steps has summed."""
+@contextlib.contextmanager
+def counted() -> Iterator[list[int]]:
+    """Note how many numbers every all_reduce sums."""
     sizes: list[int] = []
     before = dist.all_reduce
 
@@ -111,9 +131,23 @@ def calls_of(ranks: Ranks) -> list[int]:
         return before(tensor, *arguments, **named)
 
     dist.all_reduce = counting  # type: ignore[assignment]
-    trained(RESUMED, ranks)
+    yield sizes
     dist.all_reduce = before
-    return sizes
+
+
+def shared(ranks: Ranks, pair: Ranks, folder: Path) -> dict[str, Any]:
+    """Train with two ranks to a batch, in one group and in two, and go on with either in other numbers."""
+    found: dict[str, Any] = {}
+    for name in SPLIT:
+        with counted() as found["sizes, split"]:  # those of the last one
+            found[f"{name} on 4, split"] = trained(name, ranks, split_batch=2, **UNEVEN)
+        found[f"{name} on 2, split"] = trained(name, pair, split_batch=2, **UNEVEN)
+    begun = trained(RESUMED, ranks, stop=SPLIT_STOP, split_batch=2, **UNEVEN)
+    found["begun, split"] = begun
+    found["from 2 x 2 to 2"] = trained(RESUMED, pair, ranks.from_first(begun["state"]), **UNEVEN)
+    alone = torch.load(folder / "alone, uneven.pt", weights_only=True)
+    found["from 1 to 1 x 4"] = trained(RESUMED, ranks, alone, split_batch=4, **UNEVEN)
+    return found
 
 
 def main(folder: Path) -> None:
@@ -127,16 +161,22 @@ def main(folder: Path) -> None:
         for name in BLOCKS:
             found[f"{name} on 4"] = trained(name, ranks)
             found[f"{name} on 2"] = trained(name, pair)
-        begun = trained(RESUMED, pair, stop=True)
+        begun = trained(RESUMED, pair, stop=STOP)
         found["begun"] = begun
         found["from 2 to 4"] = trained(RESUMED, ranks, ranks.from_first(begun["state"]))
         found["from 1 to 2"] = trained(RESUMED, pair, torch.load(folder / "alone.pt", weights_only=True))
         found["work"] = worked(ranks, folder / "checkpoints/stage/digest/checkpoint.pt")
-        found["sizes"] = calls_of(ranks)
-        ranks.wait()
-        if ranks.rank == WORLD - 1:
-            torch.save(found, folder / f"{ranks.rank}.pt")
-            os.kill(os.getpid(), signal.SIGKILL)
+        with counted() as found["sizes"]:
+            trained(RESUMED, ranks)
+        every = Ranks(ranks.rank, ranks.world, dist.new_group(list(range(WORLD))))
+        found |= shared(every, pair, folder)
+
+        def end(step: int) -> None:
+            if (step, ranks.rank) == (LOST, WORLD - 1):
+                torch.save(found, folder / f"{ranks.rank}.pt")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        found["lost, split"] = trained(RESUMED, every, end=end, split_batch=2)
         found["lost"] = trained(RESUMED, ranks)["error"]
         torch.save(found, folder / f"{ranks.rank}.pt")
         os._exit(0)  # nobody is there to leave the group with

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_benchmarks_scoring import script
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -20,7 +22,7 @@ def test_the_tiny_size_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("one process and 2 agree to ") and done.stdout.count("agree to") == 1
     result = json.loads((tmp_path / "r.json").read_text())
-    assert result["differ_by"] < 1e-10 and (result["world"], result["backend"]) == (2, "gloo")
+    assert result["differ_by"] < 1e-10 and (result["world"], result["split"], result["backend"]) == (2, 1, "gloo")
     assert {"device", "cpus", "torch", "python", "seed", "threads"} <= set(result)
     found = [(row["space"]["name"], row["m"], row["k"], row["bound"]) for row in result["rows"]]
     assert found == [
@@ -30,3 +32,12 @@ def test_the_tiny_size_runs(tmp_path: Path) -> None:
         assert row["rounds"] == 2 and min(row["seconds_per_step"].values()) > 0
         assert row["share_of_bound"] == pytest.approx(row["times_as_fast"] / row["bound"], abs=1e-4)
         assert 1 < row["bound_by_macs"] <= 2
+
+
+@pytest.mark.parametrize(("groups", "split", "bound"), [(1, 2, 2), (2, 2, 10 / 3), (5, 2, 10), (1, 1, 1)])
+def test_what_a_split_allows(groups: int, split: int, bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = script("ranks", monkeypatch)
+    space = ranks.space_of(ranks.SIZES["tiny"]["spaces"][0])
+    found = ranks.row(space, 1, 6, groups, split, {"one": [4.0, 4.0], "all": [2.0, 2.0]}, [bound, bound])
+    assert found["bound"] == pytest.approx(bound, abs=1e-4) and found["times_as_fast"] == 2
+    assert found["share_of_bound"] == pytest.approx(2 / bound, abs=1e-4) and found["bound_by_macs"] == found["bound"]

@@ -34,7 +34,8 @@ def free_port() -> int:
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What each of the four says."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.save(four.trained(four.RESUMED, stop=True)["state"], folder / "alone.pt")
+    torch.save(four.trained(four.RESUMED, stop=four.STOP)["state"], folder / "alone.pt")
+    torch.save(four.trained(four.RESUMED, stop=four.SPLIT_STOP, **four.UNEVEN)["state"], folder / "alone, uneven.pt")
     port, processes = free_port(), []
     for rank in range(four.WORLD):
         env = {
@@ -57,7 +58,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 @pytest.fixture(scope="module")
 def alone() -> dict[str, dict[str, Any]]:
     """What one process comes to."""
-    return {name: four.trained(name) for name in four.BLOCKS}
+    uneven = {f"{name}, uneven": four.trained(name, **four.UNEVEN) for name in four.SPLIT}
+    return {name: four.trained(name) for name in four.BLOCKS} | uneven
 
 
 def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -91,6 +93,25 @@ def test_a_training_goes_on_in_another_number_of_processes(found: Found, alone: 
     assert_equal(four.trained(four.RESUMED, state=state), expected)
 
 
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", four.SPLIT)
+def test_ranks_that_share_every_batch_train_what_one_trains(
+    name: str, world: int, found: Found, alone: dict[str, dict[str, Any]]
+) -> None:
+    expected, results = alone[f"{name}, uneven"], [one[f"{name} on {world}, split"] for one in found]
+    assert_equal(results[0], expected)
+    for other in results[1:]:
+        assert other["digests"] == results[0]["digests"] and other["history"] == results[0]["history"]
+    assert len(set(results[0]["digests"])) == len(expected["digests"]) == four.UNEVEN_STEPS
+
+
+def test_a_training_on_shared_batches_goes_on_in_other_numbers(found: Found, alone: dict[str, dict[str, Any]]) -> None:
+    expected = alone[f"{four.RESUMED}, uneven"]
+    assert_equal(found[0]["from 2 x 2 to 2"], expected)
+    assert_equal(found[0]["from 1 to 1 x 4"], expected)
+    assert_equal(four.trained(four.RESUMED, state=found[0]["begun, split"]["state"], **four.UNEVEN), expected)
+
+
 def test_a_loss_that_is_not_finite_ends_every_process_with_the_same_words(
     found: Found, alone: dict[str, dict[str, Any]]
 ) -> None:
@@ -103,6 +124,18 @@ def test_a_step_takes_one_sum_over_all_parameters_and_losses(found: Found) -> No
     weights = sum(parameter.numel() for parameter in network().parameters())
     for one in found:
         assert one["sizes"] == [weights + 5] * 10  # two epochs of five steps, five paths each
+
+
+def test_with_shared_batches_every_inner_step_takes_a_sum_of_the_paths_gradients_and_loss(found: Found) -> None:
+    supernet, sizes = network(), [one["sizes, split"] for one in found]
+    assert sizes[1] == sizes[0] and sizes[3] == sizes[2]
+    largest = sum(parameter.numel() for parameter in supernet.parameters())
+    for one in sizes:  # one of all weights per outer step, as where batches are whole
+        assert one.count(largest + 5) == four.UNEVEN_STEPS and max(one) == largest + 5
+    shared = sum(parameter.numel() for parameter in supernet.shared)
+    # Five paths, two steps each, dealt out to two groups; nothing else is as large as the shared weights.
+    steps = [sum(shared < size < largest for size in one) for one in (sizes[0], sizes[2])]
+    assert sum(steps) == 5 * 2 * four.UNEVEN_STEPS and abs(steps[0] - steps[1]) == 2 * four.UNEVEN_STEPS
 
 
 def test_a_signal_to_one_process_ends_all_after_the_same_step_and_the_first_has_saved(found: Found) -> None:
@@ -121,8 +154,10 @@ def test_a_process_that_sees_other_data_or_sources_is_refused(found: Found) -> N
 
 def test_a_lost_process_is_an_error_of_one_line_to_the_others(found: Found) -> None:
     for one in found[:-1]:
-        assert one["lost"].startswith("another process of this training is gone") and "\n" not in one["lost"]
-        assert one["lost"].endswith("run the same command again to go on from the last checkpoint")
+        assert len(one["lost, split"]["digests"]) == four.LOST
+        for text in (one["lost"], one["lost, split"]["error"]):
+            assert text.startswith("another process of this training is gone") and "\n" not in text
+            assert text.endswith("run the same command again to go on from the last checkpoint")
 
 
 # Without other processes.
@@ -146,15 +181,70 @@ def test_every_path_is_of_one_rank_and_none_has_two_more_than_another(world: int
         ("sumnas with all state", {}, 2, "momentum_buffer: carry hands the momentum of shared weights"),
         ("sumnas", {"engine": "lockstep"}, 2, "lockstep runs all paths in one"),
         ("fairnas", {}, 6, "a step has only 5 paths to share out"),
+        ("fairnas", {"split_batch": 2}, 12, "a step has only 5 paths to share out"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(name: str, changes: dict[str, Any], world: int, expected: str) -> None:
     def start(ranks: Ranks) -> None:
         training.assemble(network(), prepared(), settings(**changes), METHODS[name], SEED, ranks)
 
-    start(ALONE)
+    if "split_batch" not in changes:
+        start(ALONE)
     with pytest.raises(UserError, match=f"^training in {world} processes: {expected}[^\n]*; or take one process$"):
         start(Ranks(0, world))
+
+
+@pytest.mark.parametrize(
+    ("split", "world", "expected"),
+    [
+        (2, 1, "1 process cannot stand in groups of so many; set supernet.processes to a multiple of it, or .*"),
+        (2, 3, "3 processes cannot stand in groups of so many; set supernet.processes to a multiple of it, or .*"),
+        (9, 9, "more than the 8 images of a batch; lower it"),
+    ],
+)
+def test_what_cannot_share_a_batch(split: int, world: int, expected: str) -> None:
+    given = settings(split_batch=split)
+    with pytest.raises(UserError, match=f"^supernet.split_batch = {split}: {expected}$"):
+        training.assemble(network(), prepared(), given, METHODS["sumnas"], SEED, Ranks(0, world))
+    # One that trains in one process has its batches whole.
+    method, batches, _ = training.assemble(network(), prepared(), given, METHODS["spos"], SEED)
+    assert not method.sharers.several and len(next(batches.epoch(0))[0][0][1]) == 8
+
+
+def test_a_layer_that_looks_beyond_an_image_in_another_way_is_refused() -> None:
+    supernet = network()
+    supernet.more = torch.nn.BatchNorm1d(2)
+    training.assemble(supernet, prepared(), settings(), METHODS["sumnas"], SEED, Ranks(0, 2))
+    with pytest.raises(UserError, match="^more: several processes cannot share the batch of a layer BatchNorm1d"):
+        training.assemble(supernet, prepared(), settings(split_batch=2), METHODS["sumnas"], SEED, Ranks(0, 2))
+
+
+@pytest.mark.parametrize("name", four.SPLIT)
+def test_a_process_lost_at_any_sum_ends_the_step_and_leaves_the_layers(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = {"call": 0, "lost": 0}
+
+    def add(_ranks: Ranks, _tensors: list[torch.Tensor]) -> None:
+        at["call"] += 1
+        if at["call"] == at["lost"]:
+            raise distributed.RankLost("gone")
+
+    monkeypatch.setattr(Ranks, "add", add)
+    supernet = network()
+    method, batches, _ = training.assemble(
+        supernet, prepared(), settings(split_batch=2), four.BLOCKS[name], SEED, Ranks(0, 2)
+    )  # fmt: skip
+    rounds = next(batches.epoch(0))
+    assert len(rounds[0][0][1]) == 4
+    method.step(rounds)
+    everything = at["call"]
+    assert everything > 100
+    for number in range(1, everything, everything // 15):  # in both directions of a pass, and between them
+        at |= {"call": 0, "lost": number}
+        with pytest.raises(distributed.RankLost, match="^gone$"):
+            method.step(rounds)
+        assert not any("forward" in module.__dict__ for module in supernet.modules())
 
 
 def test_a_launcher_is_known_by_its_variables() -> None:

@@ -49,6 +49,18 @@ def test_points_are_where_their_row_says_and_say_what_they_are() -> None:
     assert by_number[chart.marks[-1].index] == "a3"  # drawn last, over the others
 
 
+def test_what_was_measured_stands_in_the_place_of_multiply_adds() -> None:
+    rows = [{**row, "cost": str(7 * float(row["macs"]))} for row in scored(60)]
+    unknown = {"architecture": "a60", "predicted": "99", "macs": "0.1", "cost": "", "pareto": "0"}
+    chart = fronts.front([*rows, unknown], {"a3": "< 9 latency_ms"}, {}, "t", "validation", measured="latency (ms)")
+    by_name = {row["architecture"]: row for row in rows}
+    assert chart.xlabel == "latency (ms)" and len(chart.marks) == chart.total == 60
+    for mark in chart.marks:
+        row = by_name[mark.tip.split("\n")[0]]
+        assert read(chart.xticks, mark.x) == pytest.approx(float(row["cost"]), abs=0.15)
+        assert f"; {float(row['macs']):.4g}M multiply-adds; latency (ms) {float(row['cost']):.4g}" in mark.tip
+
+
 def test_the_line_is_the_best_accuracy_within_every_limit() -> None:
     rows = scored(80, seed=1)
     chart = fronts.front(rows, {}, {}, "t", "validation")

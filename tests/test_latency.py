@@ -239,8 +239,18 @@ def test_search_and_retraining_under_a_limit(
         limit = entry["limit"] or 1e9
         assert entry["cost"] <= limit
         assert entry["benchmark_best"] == max(50.0 + sum(a) for a in every if costs.of(a) <= limit)
-    scored = {of.decode(r["architecture"]): float(r["predicted"])
-              for r in files.read_csv(Path("results/search/spos-0/scored.csv"))}  # fmt: skip
+    rows = files.read_csv(Path("results/search/spos-0/scored.csv"))
+    scored = {of.decode(row["architecture"]): float(row["predicted"]) for row in rows}
+    for row in rows:  # the front is that of latency
+        architecture, cost = of.decode(row["architecture"]), float(row["cost"])
+        assert cost == pytest.approx(costs.of(architecture)) and float(row["macs"]) == of.macs(architecture)
+        beaten = any(
+            v >= scored[architecture] and costs.of(a) <= cost and (v > scored[architecture] or costs.of(a) < cost)
+            for a, v in scored.items()
+        )
+        equal = sum(v == scored[architecture] and costs.of(a) == cost for a, v in scored.items())
+        assert row["pareto"] == ("0" if beaten else "1") or equal > 1
+    assert "<!-- latency (ms) -->" in Path("results/search/spos-0/pareto.svg").read_text()
     best = max(value for a, value in scored.items() if costs.of(a) <= 1.2)
     assert found["found"][0]["predicted"] == best
     retrained = json.loads(Path("results/retrain/spos-0/metrics.json").read_text())["networks"]

@@ -69,6 +69,18 @@ CASES: dict[str, tuple[Callable[[Blocks], object], str]] = {
         lambda b: b["supernet"].update(engine="lockstep", processes=2) or b["run"].update(methods=["sumnas-k2"]),
         "supernet.processes = 2: lockstep runs all paths in one process; set supernet.engine: auto",
     ),
+    "more processes than images of a batch": (
+        lambda b: b["retrain"].update(processes=1000),
+        "retrain.processes = 1000: more than the 64 images of retrain.recipe.batch_size",
+    ),
+    "processes that make no whole groups": (
+        lambda b: b["supernet"].update(processes=3, split_batch=2),
+        "supernet.processes = 3: supernet.split_batch = 2 of them share a batch; set a multiple of it",
+    ),
+    "a batch split too far": (
+        lambda b: b["supernet"].update(split_batch=65),
+        "supernet.split_batch = 65: more than the 64 images of supernet.batch_size",
+    ),
     "wrong type": (lambda b: b["supernet"].update(epochs="ten"), "supernet.epochs = 'ten': must be a valid integer"),
     "out of range": (
         lambda b: b["supernet"].update(epochs=0),

@@ -276,3 +276,28 @@ def test_what_has_no_number_is_told_without_one(copy: Path) -> None:
     assert "noisy themselves" not in page.text and "MACs alone would reach" not in page.text
     assert page.tables[0][1][1:5] == ["-", "-", "-", "-"]
     assert {row[8] for row in page.tables[3][1:]} == {"-"} and "None" not in page.text
+
+
+def test_accuracy_is_drawn_over_the_latency_that_was_limited(copy: Path) -> None:
+    for name in (f"{method}-{seed}" for method in METHODS for seed in SEEDS):
+        folder = copy / "results/search" / name
+        found = read(folder / "found.json") | {"cost": "latency_ms"}
+        for entry in found["found"]:
+            entry["cost"] = 0.125
+        files.write_json(folder / "found.json", found)
+    report.write(copy / "results")  # of a search before there was the column: over the multiply-adds, but for the table
+    page = Page(copy / "results/summary/report.html")
+    assert "Accuracy against multiply-adds" in page.text
+    for name in (f"{method}-{seed}" for method in METHODS for seed in SEEDS):
+        path = copy / "results/search" / name / "scored.csv"
+        rows = files.read_csv(path)
+        rows = [{**row, "cost": "" if number == 0 else 0.25 + number} for number, row in enumerate(rows)]
+        files.write_csv(path, list(rows[0]), rows)
+    report.write(copy / "results")
+    page = Page(copy / "results/summary/report.html")
+    assert "Accuracy against latency (ms)" in page.text and "accurate for as low a latency. Point" in page.text
+    (table,) = [table for table in page.tables if table[0][1:2] == ["limit"]]
+    assert table[0][4:6] == ["latency (ms)", "MACs (M)"] and {row[4] for row in table[1:]} == {"0.125"}
+    assert table[1][1] == "< 0.3 latency_ms"
+    tips = re.findall(r"multiply-adds; latency \(ms\) [\d.]+", page.text)
+    assert len(tips) == (COUNT - 1) * len(METHODS) * len(SEEDS)

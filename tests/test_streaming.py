@@ -21,6 +21,7 @@ from sumnas import seeding, streaming
 from sumnas.augmentation import Augmentation
 from sumnas.batchnorm import CalibrationSettings
 from sumnas.data import Batches, Prepared, Streamed, check_fits, in_batches, load
+from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
 from sumnas.evaluation import calibration_batches, evaluate
 from sumnas.preparation import DataSettings, prepare
@@ -127,6 +128,25 @@ def test_an_epoch_goes_on_from_its_middle(prepared: Path, workers: int, monkeypa
     rest = epoch(data, 1, start=1)
     assert same(rest, whole[1:])
     assert workers or len(decoded) == 28  # nothing that was seen before is decoded again
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])  # of five two have none of the last three images
+def test_processes_that_share_a_batch_decode_an_image_once_with_the_same_draws(
+    prepared: Path, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def batches(ranks: Ranks) -> list[Any]:
+        how = RANDOM.model_copy(update={"random_erasing": 0.6})
+        shared = Batches(load(prepared), torch.arange(2, 33), 7, 5, how, keep_last=True, part=ranks.part)
+        return [batch for ((batch,),) in shared.epoch(1, 1)]
+
+    whole, decoded = batches(ALONE), []
+    decode = streaming.ImageFiles.decode
+    monkeypatch.setattr(streaming.ImageFiles, "decode", lambda self, n: (decoded.append(n), decode(self, n))[1])
+    parts = [batches(Ranks(rank, world)) for rank in range(world)]
+    for (images, labels), *shared in zip(whole, *parts, strict=True):
+        assert torch.equal(torch.cat([x for x, _ in shared]), images)
+        assert torch.equal(torch.cat([y for _, y in shared]), labels)
+    assert len(decoded) == len(set(decoded)) == 31 - 7
 
 
 @pytest.mark.parametrize("augmentation", [None, Augmentation(flip=True, crop_padding=1)], ids=str)

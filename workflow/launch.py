@@ -14,27 +14,30 @@ from sumnas import distributed
 from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
 from sumnas.progress import say
+from workflow.stages import SHARED
 
 if TYPE_CHECKING:
     from workflow.stage import Job
 
 
 @contextlib.contextmanager
-def together(job: Job, wanted: int | Literal["auto"] | None) -> Iterator[Ranks]:
+def together(job: Job, wanted: int | Literal["auto"] | None, name: str = "") -> Iterator[Ranks]:
     """Give the processes that share this call of a stage; None is for a stage that runs in one.
 
-    Where several are wanted and this is none of them yet, start them, and end as they end: SystemExit.
+    Where several are wanted and this is none of them yet, start them, and end as they end: SystemExit. `name` is the
+    command's own where it is not the stage's.
     """
     place = distributed.place()
     world = place.world if place else 1
     if wanted is None and world > 1:
         raise UserError(f"{job.stage.name} runs in one process: start it without torchrun")
+    key = f"{SHARED.get(job.stage.name)}.processes"
     if place is None and isinstance(wanted, int) and wanted > 1:
-        raise SystemExit(start(job.stage.name, wanted))
+        raise SystemExit(start(name or job.stage.name, wanted))
     if place is not None and isinstance(wanted, int) and wanted != world:
         raise UserError(
-            f"supernet.processes = {wanted}: torchrun has started {world}, and another number gives other rounding; "
-            "set supernet.processes: auto, or start the stage without torchrun"
+            f"{key} = {wanted}: torchrun has started {world}, and another number gives other rounding; "
+            f"set {key}: auto, or start the stage without torchrun"
         )
     if place is None:
         yield ALONE

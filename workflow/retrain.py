@@ -6,7 +6,7 @@ An architecture that several runs found is trained once: its result does not dep
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sumnas import files
 from sumnas.data import Prepared
@@ -15,6 +15,9 @@ from sumnas.retraining import train_network
 from sumnas.spaces.base import Space
 from workflow.stage import Job, execute
 from workflow.stages import FOUND, PREPARED, RETRAIN, RETRAINED
+
+if TYPE_CHECKING:
+    from sumnas.params import Params
 
 
 def main(job: Job) -> str:
@@ -29,6 +32,7 @@ def main(job: Job) -> str:
         "networks": [],
     }
     weights: dict[str, Any] = {}
+    job.facts["processes"] = str(job.ranks.world)
     if settings.enabled:
         space = job.space()
         prepared = job.data(space)
@@ -37,6 +41,8 @@ def main(job: Job) -> str:
             entry["limits"] = [e["limit"] for e in found["found"] if e["architecture"] == text]
             result["networks"].append(entry)
             weights |= {f"{text}/{name}": tensor for name, tensor in tensors.items()}
+    if not job.ranks.first:
+        return ""
     metadata = {"space": job.params.space.model_dump(mode="json"), "keys": "architecture/parameter"}
     files.write_tensors(job.path(RETRAINED), weights, metadata)
     files.write_json(job.path(RETRAIN), result)
@@ -47,21 +53,28 @@ def main(job: Job) -> str:
 
 
 def train_once(job: Job, space: Space, prepared: Prepared, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train one architecture, or take what another run trained under the very same conditions."""
+    """Train one architecture, or take what another run trained under the very same conditions.
+
+    Returns its weights, and its figures; of several processes the first alone has them.
+    """
     settings = job.params.retrain
     manifest = job.path(PREPARED) / "manifest.json"
     with job.work(text, inputs=(manifest,), wait=True) as work:
         kept: Path = work.folder / "network.safetensors"
-        if not kept.exists():
+        if not job.ranks.from_first(kept.exists()):
             bar = Progress(f"retrain {text}", settings.recipe.epochs)
 
             def on_epoch(epoch: int, loss: float) -> None:
-                bar.update(epoch + 1, f"loss {loss:.3f}")
+                if job.ranks.first:
+                    bar.update(epoch + 1, f"loss {loss:.3f}")
                 job.tracker.metrics({f"loss/{text}": loss}, epoch + 1)
 
             trained = train_network(
-                space, space.decode(text), prepared, settings.recipe, settings.seed, on_epoch, **work.resumable(text)
-            )
+                space, space.decode(text), prepared, settings.recipe, settings.seed, on_epoch, **work.resumable(text),
+                ranks=job.ranks,
+            )  # fmt: skip
+            if not job.ranks.first:  # all have the same
+                return {}, {}
             entry = {
                 "architecture": text,
                 "macs": space.macs(space.decode(text)),
@@ -76,10 +89,16 @@ def train_once(job: Job, space: Space, prepared: Prepared, text: str) -> tuple[d
             }
             files.write_tensors(kept, trained.network.state_dict(), entry)
             work.clear(keep=kept.name)
-        else:
+        elif job.ranks.first:
             say(f"retrain {text}: trained before, for another run")
-        return files.read_tensors(kept)
+        return files.read_tensors(kept) if job.ranks.first else ({}, {})
+
+
+def processes(params: Params) -> int | Literal["auto"]:
+    """Return how many processes are to share the trainings; none is started where there are no trainings."""
+    wanted: int | Literal["auto"] = params.retrain.processes
+    return wanted if params.retrain.enabled else "auto"
 
 
 if __name__ == "__main__":
-    execute("retrain", main)
+    execute("retrain", main, processes)

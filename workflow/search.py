@@ -13,6 +13,7 @@ from sumnas.errors import UserError
 from sumnas.progress import Progress
 from sumnas.sampling import HALF_A_MAC
 from sumnas.search import (
+    LABELS,
     LATENCY,
     Found,
     Generation,
@@ -33,7 +34,8 @@ COLUMNS = ("limit", "generation", "best", "mean", "worst", "scored")
 population in percent, scored so far."""
 SCORED_COLUMNS = ("architecture", "predicted", "macs", "params", "pareto")
 """Of scored.csv: every architecture that was scored; accuracy in percent, MACs and parameters in millions, and whether
-no other has at least its accuracy for fewer MACs, or more for as many."""
+no other has at least its accuracy for fewer MACs, or more for as many. Where the search limits what was measured, as
+latency is, `cost` has it in the limit's unit (empty: not known), and stands in the place of MACs on the front."""
 
 Scored = list[tuple[Architecture, float]]
 """Architectures with their predicted accuracies."""
@@ -79,10 +81,12 @@ def main(job: Job) -> str:
     }
     if settings.strategy == "exhaustive":
         result["scores"] = spread([value for _, value in scored])
-    write_scored(job, space, scored, entries)
+    costs = None if settings.cost in LABELS else [_cost(a, additive, measured) for a, _ in scored]
+    write_scored(job, space, scored, entries, costs)
     files.write_json(job.path(FOUND), result)
     last = entries[-1]
-    best_found = f"best predicted {last['predicted']:.2f} % at {last['macs']:.4g}M MACs"
+    limited = f"{last['macs']:.4g}M MACs" if costs is None else f"{last['cost']:.4g} {settings.cost}"
+    best_found = f"best predicted {last['predicted']:.2f} % at {limited}"
     return f"{len(scored)} scored, {best_found} -> {job.path(FOUND)}"
 
 
@@ -99,24 +103,41 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
     }
 
 
-def write_scored(job: Job, space: Space, scored: Scored, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Write every scored architecture, and draw accuracy against MACs with the Pareto front and what was found."""
+def write_scored(
+    job: Job, space: Space, scored: Scored, entries: Sequence[Mapping[str, Any]], costs: Sequence[float | None] | None
+) -> None:
+    """Write every scored architecture, and draw accuracy against MACs with the Pareto front and what was found.
+
+    Against `costs` where they are given, of those that have one.
+    """
     from sumnas import plots
 
-    predicted = np.array([value for _, value in scored])
-    macs = np.array([space.macs(architecture) for architecture, _ in scored])
-    front = set(pareto_front(predicted, macs).tolist())
+    over = [space.macs(architecture) for architecture, _ in scored] if costs is None else costs
+    known = [number for number, value in enumerate(over) if value is not None]
+    predicted = np.array([scored[number][1] for number in known])
+    front = {known[i] for i in pareto_front(predicted, np.array([over[number] for number in known])).tolist()}
     rows = [
         {
-            "architecture": space.encode(architecture), "predicted": value, "macs": float(macs[number]),
+            "architecture": space.encode(architecture), "predicted": value, "macs": space.macs(architecture),
             "params": space.params(architecture), "pareto": int(number in front),
         }
         for number, (architecture, value) in enumerate(scored)
     ]  # fmt: skip
-    files.write_csv(job.path(SCORED), SCORED_COLUMNS, rows)
+    columns = list(SCORED_COLUMNS)
+    if costs is not None:
+        columns.insert(columns.index("pareto"), "cost")
+        rows = [{**row, "cost": "" if cost is None else cost} for row, cost in zip(rows, costs, strict=True)]
+    files.write_csv(job.path(SCORED), columns, rows)
     found = [{**entry, "label": limit_name(entry["limit"], job.params.search.cost)} for entry in entries]
     title = f"{job.names['run']}: {len(rows)} sub-models scored"
-    plots.pareto(job.path(PARETO), rows, found, title, job.params.evaluation.split)
+    plots.pareto(job.path(PARETO), rows, found, title, job.params.evaluation.split, job.params.search.cost)
+
+
+def _cost(
+    architecture: Architecture, additive: Costs | None, measured: Mapping[Architecture, float] | None
+) -> float | None:
+    """Return an architecture's limited cost, or None where the table does not have it."""
+    return additive.of(architecture) if additive else (measured or {}).get(architecture)
 
 
 def additive_costs(space: Space, settings: SearchSettings) -> Costs | None:

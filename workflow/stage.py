@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import platform
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
 from sumnas.tracking import Tracker
 from workflow import engine, launch, sources, tracked
-from workflow.stages import NAMED, STAGES, Stage
+from workflow.stages import NAMED, SHARED, STAGES, Stage
 
 if TYPE_CHECKING:
     from sumnas.checkpoint import Work
@@ -109,7 +111,8 @@ class Job:
 
         names = {*sources.of_stage(self.stage.name, self._space_name()), *code}
         settled = self.params.plain()
-        settled.get("supernet", {}).pop("processes", None)  # any number of them can go on from a checkpoint
+        for block, key in itertools.product(SHARED.values(), ("processes", "split_batch")):
+            settled.get(block, {}).pop(key, None)  # any number of them can go on from a checkpoint
         about: dict[str, Any] = {
             "params": settled,
             "inputs": [files.sha256(path) for path in inputs],
@@ -147,6 +150,8 @@ def reporting(name: str, rank: int = 0) -> Iterator[None]:
 
     def say(text: str) -> None:
         if rank:
+            # To be ended meanwhile is no failure of its own: the launcher would tell of it in the place of the first's.
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
             time.sleep(PATIENCE)
         progress.say(text)
 

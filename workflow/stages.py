@@ -20,6 +20,9 @@ SHOWN = (
 )  # fmt: skip
 """The settings that the report shows: all of the stages before it. Not `methods`, some of which may be of no run."""
 
+SHARED = {"train_supernet": "supernet", "retrain": "retrain"}
+"""Stages that several processes can share, and the block whose key `processes` says how many."""
+
 RAW = "data/raw"
 """What sources read. DVC depends on the folder, Snakemake on the files of the source in use."""
 PREPARED = "data/prepared"

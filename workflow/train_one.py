@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sumnas import files
+from sumnas import distributed, files
 from sumnas.errors import UserError
 from sumnas.progress import say
-from workflow import retrain
-from workflow.stage import make_job, reporting
+from workflow import engine, launch, retrain
+from workflow.stage import Job, make_job, reporting
 from workflow.stages import STAGES
 
 
@@ -24,18 +24,31 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("results/one"), help="folder (default: %(default)s)")
     parser.add_argument("--accept-code-change", action="store_true", help="go on from what other sources have begun")
     arguments = parser.parse_args()
-    with reporting("train_one"):
+    place = distributed.place()
+    if place is not None:
+        engine.watch(launched=True)  # not to outlive what has started this process
+    with reporting("train_one", place.rank if place else 0):
         job = make_job(STAGES["retrain"], arguments)
-        space = job.space()
-        try:
-            text = space.encode(space.decode(arguments.architecture))
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        tensors, entry = retrain.train_once(job, space, job.data(space), text)
-        about = {"space": job.params.space.model_dump(mode="json"), "architecture": text}
-        files.write_tensors(arguments.output / "weights.safetensors", tensors, about)
-        files.write_json(arguments.output / "metrics.json", {**entry, "settings_digest": job.params.digest()})
-    say(f"train_one: test accuracy {entry['test_accuracy']:.2f} % -> {arguments.output}")
+        with launch.together(job, job.params.retrain.processes, "train_one") as job.ranks:
+            closing = train(job, arguments.architecture, arguments.output)
+    if job.ranks.first:
+        say(f"train_one: {closing}")
+
+
+def train(job: Job, architecture: str, output: Path) -> str:
+    """Train it and write the files; return what to say."""
+    space = job.space()
+    try:
+        text = space.encode(space.decode(architecture))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    tensors, entry = retrain.train_once(job, space, job.data(space), text)
+    if not job.ranks.first:
+        return ""
+    about = {"space": job.params.space.model_dump(mode="json"), "architecture": text}
+    files.write_tensors(output / "weights.safetensors", tensors, about)
+    files.write_json(output / "metrics.json", {**entry, "settings_digest": job.params.digest()})
+    return f"test accuracy {entry['test_accuracy']:.2f} % -> {output}"
 
 
 if __name__ == "__main__":

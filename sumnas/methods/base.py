@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from sumnas import seeding
+from sumnas import seeding, sharing
 from sumnas.data import Batch
 from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
@@ -65,7 +65,8 @@ class Method(ABC):
     same up to rounding; its random stream, weights and state are the same, so that a training can go on in the other.
 
     With `spreads` a step can share its paths out among several processes, each of which then takes the same step up to
-    the order of summation; a training can go on in any number of them.
+    the order of summation; a training can go on in any number of them. `sharers` are those of them that run the same
+    paths, each on its part of every batch, which has `batch_size` images in all.
     """
 
     lockstep: bool = False
@@ -89,6 +90,8 @@ class Method(ABC):
         self.candidates = len(supernet.choices[0])
         self.engine: Engine = "sequential"
         self.ranks = ALONE
+        self.sharers = ALONE
+        self.batch_size = 0
 
     @classmethod
     def no_lockstep(cls, settings: Any) -> str | None:
@@ -115,28 +118,50 @@ class Method(ABC):
             return None
         return f"strategy {settings.strategy!r} has no independent paths to share out; these have: {_having('spreads')}"
 
-    def share(self, ranks: Ranks) -> None:
-        """Share the paths of every step with other processes; UserError where that cannot be."""
+    def share(self, ranks: Ranks, split_batch: int = 1, batch_size: int = 0) -> None:
+        """Share the paths of every step with other processes; UserError where that cannot be.
+
+        `split_batch` of them run the same paths, each on its part of every batch of `batch_size` images.
+        """
+        why = self.no_ranks(self.settings)
+        if why is not None and not ranks.several:
+            return  # in one process in spite of the settings, which are for all methods
+        groups, rest = divmod(ranks.world, split_batch)
+        if why is None and (rest or split_batch > max(batch_size, 1)):
+            said = f"more than the {batch_size} images of a batch; lower it"
+            if rest:
+                said = f"{ranks.world} process{'es' * ranks.several} cannot stand in groups of so many; "
+                said += "set supernet.processes to a multiple of it, or split_batch: 1"
+            raise UserError(f"supernet.split_batch = {split_batch}: {said}")
         if ranks.several:
             paths = self.rounds * self.candidates
-            why = self.no_ranks(self.settings)
             if why is None and self.engine == "lockstep":
                 why = "lockstep runs all paths in one; set supernet.engine: sequential"
-            if why is None and ranks.world > paths:
+            if why is None and groups > paths:
                 why = f"a step has only {paths} paths to share out"
             if why is not None:
                 raise UserError(f"training in {ranks.world} processes: {why}; or take one process")
-        self.ranks = ranks
+        self.ranks, self.sharers, self.batch_size = ranks, ranks.split(split_batch), batch_size
+        sharing.check(self.supernet, self.sharers, batch_size)
 
-    def gather(self, sums: Sequence[Tensor]) -> None:
+    def own(self, turn: int) -> range:
+        """Return which paths of a step's round number `turn` are this rank's."""
+        return self.ranks.own(self.candidates, turn * self.candidates, self.sharers.world)
+
+    def gather(self, sums: Sequence[Tensor], alike: bool = False) -> None:
         """Add up over the ranks, in place, what each of its own paths has left in `sums`, and let all see all losses.
 
         `passes` has every path of the step, in the order of their drawing; the loss of another rank's path is zero.
+        With `alike` those that share a batch have all left what the whole of it gives, which counts once.
         """
-        if self.ranks.several:
-            losses = torch.stack([loss.to(sums[0].dtype) for _, loss in self.passes])
-            self.ranks.add([*sums, losses])
-            self.passes = [(path, loss) for (path, _), loss in zip(self.passes, losses.unbind(), strict=True)]
+        if not self.ranks.several or (alike and self.sharers.world == self.ranks.world):
+            return
+        losses = torch.stack([loss.to(sums[0].dtype) for _, loss in self.passes])
+        if alike and not self.sharers.first:
+            # Zeros, in one sum over all, and not a sum over one of each group: every rank gets the very same bytes.
+            torch._foreach_zero_([*sums, losses])
+        self.ranks.add([*sums, losses])
+        self.passes = [(path, loss) for (path, _), loss in zip(self.passes, losses.unbind(), strict=True)]
 
     @property
     def progress(self) -> float:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from sumnas.data import Batch
 from sumnas.lockstep.descent import JointGradient
 from sumnas.methods.base import Engine, GradientMethod, GradientSettings, Rounds
 from sumnas.paths import strictly_fair_paths
+from sumnas.sharing import mean_loss, shared_batch
 from sumnas.spaces.base import Supernet
 
 
@@ -62,19 +62,21 @@ class FairNAS(GradientMethod):
                 torch._foreach_add_([p.grad for p in self.supernet.parameters()], gradients, alpha=weight)  # type: ignore[misc]
                 continue
             images, labels = batch
-            own = self.ranks.own(len(paths), turn * self.candidates)
+            own = self.own(turn)
             self.passes += [(path, others) for path in paths]
             if not own:
                 continue
-            # The stem runs once for all paths: forward, and backward from the sum of what they ask of it.
-            common = self.supernet.common(images)
-            leaf = common.detach().requires_grad_(common.requires_grad)
-            for number in own:
-                loss = F.cross_entropy(self.supernet.rest(leaf, paths[number]), labels)
-                (loss * weight).backward()  # type: ignore[no-untyped-call]
-                self.passes[turn * self.candidates + number] = (paths[number], loss.detach())
-            if leaf.grad is not None:
-                common.backward(leaf.grad)  # type: ignore[no-untyped-call]
+            with shared_batch(self.supernet, self.sharers, self.batch_size):
+                # The stem runs once for all paths: forward, and backward from the sum of what they ask of it.
+                common = self.supernet.common(images)
+                leaf = common.detach().requires_grad_(common.requires_grad)
+                for number in own:
+                    logits = self.supernet.rest(leaf, paths[number])
+                    loss = mean_loss(logits, labels, 0.0, self.sharers, self.batch_size)
+                    (loss * weight).backward()  # type: ignore[no-untyped-call]
+                    self.passes[turn * self.candidates + number] = (paths[number], loss.detach())
+                if leaf.grad is not None:
+                    common.backward(leaf.grad)  # type: ignore[no-untyped-call]
         self.gather([p.grad for p in self.supernet.parameters()])  # type: ignore[misc]
         self.optimizer.step()
         self.done_steps += 1

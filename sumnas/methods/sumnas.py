@@ -15,6 +15,7 @@ from sumnas.lockstep.descent import Inner, JointAdaptation
 from sumnas.methods.base import Engine, Method, MethodSettings, Rounds
 from sumnas.paths import strictly_fair_paths
 from sumnas.schedules import Schedule, factor
+from sumnas.sharing import shared_batch
 from sumnas.spaces.base import Supernet
 
 
@@ -108,7 +109,8 @@ class SUMNAS(Method):
         if self.joint is not None:
             norm = self._step_together(self.joint, batches, inner, outer, weight)
         else:
-            norm = self._step_in_turn(batches, inner, outer, weight)
+            with shared_batch(self.supernet, self.sharers, self.batch_size):
+                norm = self._step_in_turn(batches, inner, outer, weight)
         self.done_steps += 1
         return {"loss": self.mean_loss, "learning_rate": outer * inner, "shared_update_norm": norm}
 
@@ -134,17 +136,18 @@ class SUMNAS(Method):
     def _step_in_turn(self, batches: Rounds, inner: float, outer: float, weight: float) -> Tensor:
         settings, supernet = self.settings, self.supernet
         # With several rounds a choice parameter, too, is on several paths and has to wait for the last of them.
-        waits = settings.rounds > 1 or self.ranks.several
+        spread = self.ranks.world > self.sharers.world
+        waits = settings.rounds > 1 or spread
         shared_sum: list[Tensor] = [torch.zeros_like(p) for p in supernet.shared]
         choice_sum: dict[int, tuple[nn.Parameter, Tensor]] = {}
-        if self.ranks.several:  # all of them, in the same order on every rank
+        if spread:  # all of them, in the same order on every rank
             every = [p for layer in supernet.choices for operator in layer for p in operator]
             choice_sum = {id(p): (p, torch.zeros_like(p)) for p in every}
         others = supernet.shared[0].new_zeros(())  # the loss of other ranks' paths
         for turn, streams in enumerate(batches):
             inputs = streams if settings.batches == "fresh" else [streams[0]] * settings.adaptation_steps
             paths = strictly_fair_paths(self.layers, self.candidates, self.rng)
-            own = self.ranks.own(len(paths), turn * self.candidates)
+            own = self.own(turn)
             self.passes += [(path, others) for path in paths]
             if not own:
                 continue
@@ -157,7 +160,8 @@ class SUMNAS(Method):
                 theta = [p.detach().clone() for p in parameters]
                 loss = adapt(
                     supernet, path, parameters, inputs, inner, settings.inner_momentum,
-                    settings.inner_weight_decay, self.buffers, settings.clip_norm, common,
+                    settings.inner_weight_decay, self.buffers, settings.clip_norm, common, self.sharers,
+                    self.batch_size,
                 )  # fmt: skip
                 self.passes[turn * self.candidates + number] = (path, loss)
                 with torch.no_grad():
@@ -173,7 +177,7 @@ class SUMNAS(Method):
             del common
         with torch.no_grad():
             pairs = list(choice_sum.values())
-            self.gather([*shared_sum, *(total for _, total in pairs)])
+            self.gather([*shared_sum, *(total for _, total in pairs)], alike=True)
             if waits:
                 self._outer_update([p for p, _ in pairs], [g for _, g in pairs], outer)
             norm = torch.nn.utils.get_total_norm(shared_sum) * outer

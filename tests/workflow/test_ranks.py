@@ -1,4 +1,4 @@
-"""How many processes share the training stage; tests/faults/test_ranks.py kills them."""
+"""How many processes share a stage that trains; tests/faults/test_ranks.py kills them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import pytest
 from sumnas import files
 from sumnas.errors import UserError
 from tests import in_process
-from workflow import launch, train_supernet
+from workflow import launch, retrain, train_supernet
 from workflow.stage import Job, make_job
-from workflow.stages import METHOD, STAGES
+from workflow.stages import SHARED, STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "sumnas-k2-0"
 FOLDER = Path(f"results/supernet/{RUN}")
 EPOCHS = 40  # so that no training is through before it is killed
+THREE = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+"""What torchrun says to the first of three processes."""
 
 
 def change(settings: dict[str, Any]) -> None:
@@ -32,8 +34,8 @@ def begin(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("SUMNAS_CHECKPOINT_SECONDS", "0.2")
 
 
-def job_of(strategy: str) -> Job:
-    return make_job(STAGES["train_supernet"], argparse.Namespace(run=f"{strategy}-0"))
+def job_of(strategy: str, stage: str = "train_supernet") -> Job:
+    return make_job(STAGES[stage], argparse.Namespace(run=f"{strategy}-0"))
 
 
 def test_how_many_processes_there_are_to_be(
@@ -56,8 +58,7 @@ def test_how_many_processes_there_are_to_be(
 
 def test_what_torchrun_may_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begin(tmp_path, monkeypatch)
-    said = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    for name, value in said.items():
+    for name, value in THREE.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="train_supernet runs in one process: start it without torchrun"):
         launch.together(job_of("sumnas-k2"), None).__enter__()
@@ -66,20 +67,43 @@ def test_what_torchrun_may_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert train_supernet.processes(job_of("spos").params) == 2  # refused later, where it would be shared
 
 
-def name_it(named: dict[str, Any], settings: dict[str, Any]) -> None:
-    settings["supernet"] |= named
+def name_it(block: str, named: dict[str, Any], settings: dict[str, Any]) -> None:
+    settings[block] |= named
 
 
-def test_the_number_is_part_of_the_digest_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retraining_has_a_number_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wanted(**named: Any) -> tuple[Job, int | str]:
+        in_process.begin(tmp_path, monkeypatch, partial(name_it, "retrain", named))
+        job = job_of("spos", "retrain")
+        return job, retrain.processes(job.params)
+
+    assert wanted()[1] == wanted(processes="auto")[1] == "auto"
+    assert wanted(processes=2, enabled=False)[1] == "auto"  # nothing to share
+    job, number = wanted(processes=2)
+    assert number == 2
+    for name, value in THREE.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="^retrain.processes = 2: torchrun has .* set retrain.processes: auto"):
+        launch.together(job, 2).__enter__()
+
+
+@pytest.mark.parametrize(("stage", "block"), SHARED.items())
+def test_the_number_is_part_of_the_digest_where_it_is_named(
+    stage: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     digests, works = [], []
-    for number, named in enumerate(({}, {"processes": "auto"}, {"processes": 1}, {"processes": 2})):
+    asked: list[dict[str, Any]] = [{}, {"processes": "auto"}, {"processes": 1}, {"processes": 2}]
+    if block == "supernet":
+        asked[1]["split_batch"] = 1
+        asked.append({"processes": 2, "split_batch": 2})
+    for number, named in enumerate(asked):
         folder = tmp_path / str(number)
         folder.mkdir()
-        in_process.begin(folder, monkeypatch, partial(name_it, named))
-        job = job_of("sumnas-k2")
+        in_process.begin(folder, monkeypatch, partial(name_it, block, named))
+        job = job_of("sumnas-k2", stage)
         digests.append(job.params.digest())
-        files.write_json(job.path(METHOD), {})
-        with job.work(inputs=(job.path(METHOD),)) as work:
+        files.write_json(Path("input.json"), {})
+        with job.work(inputs=(Path("input.json"),)) as work:
             works.append(work.folder.name)
-    assert digests[0] == digests[1] and len(set(digests)) == 3
+    assert digests[0] == digests[1] and len(set(digests)) == len(asked) - 1
     assert len(set(works)) == 1  # any number of processes goes on from a checkpoint
