@@ -34,11 +34,11 @@ from sumnas import files, seeding
 from sumnas.batchnorm import CalibrationSettings
 from sumnas.data import Prepared
 from sumnas.evaluation import EvaluationSettings, Predictor
+from sumnas.exhaustive import cases
 from sumnas.machine import cpu_model
 from sumnas.spaces import nasbench201
 from sumnas.spaces.base import Architecture, Space, Supernet
 from sumnas.spaces.nasbench201 import NASBench201
-from workflow.score import cases
 
 CLASSES = 10
 SIZES: dict[str, dict[str, Any]] = {

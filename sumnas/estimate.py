@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from sumnas import seeding, training
 from sumnas.benchmark.pool import draw
 from sumnas.evaluation import SubModel, evaluate
+from sumnas.exhaustive import cases
 from sumnas.methods.base import module_of
 from sumnas.params import Params
 from sumnas.paths import strictly_fair_paths
@@ -69,8 +70,7 @@ def images(params: Params, counts: dict[str, int]) -> list[Item]:
     items.append(Item("recalibrate_bn, rank", "all runs", 2 * runs, "forward", runs * sampled(params, space) * a_score))
     search = params.search
     if search.strategy == "exhaustive":
-        flatten = search.memoise == "function"
-        groups = len({space.equivalence(a, flatten=flatten) for a in space.architectures() if space.connected(a)})
+        groups = len(cases(space, flatten=search.memoise == "function"))
         items.append(Item("score", "all runs", runs * len(params.run.shards), "forward", runs * groups * a_score))
     else:
         candidates = len(search.limits) * (search.population + search.generations * search.offspring)

@@ -5,13 +5,14 @@ Where the search is evolutionary there is nothing to score, and the shard is emp
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from sumnas import files
 from sumnas.checkpoint import in_blocks
+from sumnas.exhaustive import cases
 from sumnas.progress import Progress
-from sumnas.spaces.base import Architecture, Space
+from sumnas.spaces.base import Architecture
 from workflow import inputs
 from workflow.stage import Job, execute
 from workflow.stages import PREPARED, SCORES, WEIGHTS
@@ -49,15 +50,6 @@ def main(job: Job) -> str:
         files.write_csv(path, COLUMNS, rows)
         work.clear()
     return f"{len(rows)} sub-models ({len(values)} scored), best {max(values):.2f} % -> {path}"
-
-
-def cases(space: Space, *, flatten: bool) -> list[list[Architecture]]:
-    """Return all connected architectures, those together that one score serves; in order of their first."""
-    groups: dict[Hashable, list[Architecture]] = {}
-    for architecture in space.architectures():
-        if space.connected(architecture):
-            groups.setdefault(space.equivalence(architecture, flatten=flatten), []).append(architecture)
-    return list(groups.values())
 
 
 if __name__ == "__main__":
