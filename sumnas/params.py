@@ -288,6 +288,11 @@ def _combinations(params: Params) -> list[str]:
             f"supernet.processes = {params.supernet.processes}: lockstep runs all paths in one process; "
             "set supernet.engine: auto"
         )
+    if params.search.engine == "lockstep" and params.evaluation.adaptation_steps:
+        problems.append(
+            f"search.engine = 'lockstep': evaluation.adaptation_steps = {params.evaluation.adaptation_steps}, and "
+            "sub-models are fitted one by one; set search.engine: auto"
+        )
     if run.shards != list(range(len(run.shards))):
         problems.append(f"run.shards = {run.shards}: must count from 0, such as {list(range(len(run.shards)))}")
     if params.data.validation + params.data.test >= 1:
