@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sumnas import seeding
 from sumnas.batchnorm import CalibrationSettings, recalibrate
@@ -161,12 +162,12 @@ def assert_same(found: list[Score], expected: list[Score]) -> None:
 def test_scores_are_those_of_one_by_one(tiny_space: NASBench201, digits: Prepared) -> None:
     alone = predictor(tiny_space, digits)
     together = OrbitPredictor(alone)
-    orbits = [orbit(path, 5) for path in [PATH, *DEAD, *cells.sample(3)]]
+    orbits = [orbit(path, 5) for path in [PATH, *DEAD, *cells.sample(1)]]
     found = [together(members) for members in orbits]
     for members, scores in zip(orbits, found, strict=True):
         assert_same(scores, [alone(a) for a in members])
     assert len({score.accuracy for scores in found for score in scores}) > 10
-    assert [together(members) for members in orbits] == found  # nothing is left over of another orbit
+    assert together(orbits[0]) == found[0]  # nothing is left over of another orbit
 
 
 def test_those_wanted_come_in_their_order_and_one_alone_is_scored_alone(
@@ -200,34 +201,45 @@ def test_weights_that_went_wrong_spoil_their_own_sub_model_alone(tiny_space: NAS
     assert together(orbit(PATH, 5)) == others and together(members) == expected
 
 
-class Reads(TorchDispatchMode):
-    """Counts what makes the host wait for a device: a value read, or a shape that depends on values."""
+class Operations(TorchDispatchMode):
+    """Notes every operation, with the shapes that it gets."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.seen: list[tuple[str, list[torch.Size]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        self.count += name in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "is_nonzero")
+        shapes = [x.shape for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        self.seen.append((func.overloadpacket.__name__, shapes))
         return func(*args, **(kwargs or {}))
 
+    def reads(self) -> int:
+        """What makes the host wait for a device: a value read, or a shape that depends on values."""
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "is_nonzero")
+        return sum(name in waits for name, _ in self.seen)
 
-def test_nothing_is_read_inside_an_orbit(tiny_space: NASBench201, digits: Prepared) -> None:
+
+def test_every_orbit_is_the_same_operations_and_nothing_is_read_among_them(
+    tiny_space: NASBench201, digits: Prepared
+) -> None:
     alone = predictor(tiny_space, digits)
     together = OrbitPredictor(alone)
-    with Reads() as one:
+    with Operations() as one:
         alone(PATH)
-    with Reads() as orbits:
-        together(orbit(PATH, 5))  # but for a list of all figures at the end
-    assert one.count == 2 and orbits.count == 0
+    noted = []
+    for path in [PATH, *DEAD[:2]]:
+        with Operations() as operations:
+            together(orbit(path, 5))  # a list of all figures is taken at the end, which is no operation
+        noted.append(operations)
+    assert one.reads() == 2 and not any(operations.reads() for operations in noted)
+    assert len(noted[0].seen) > 500 and all(operations.seen == noted[0].seen for operations in noted)
 
 
 def test_replayed_graphs_get_new_images_and_architectures(
     tiny_space: NASBench201, digits: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One graph for every number of images that a batch has, however many orbits are scored."""
-    orbits = [orbit(path, 5) for path in [PATH, DEAD[0], *cells.sample(2)]]
+    orbits = [orbit(path, 5) for path in [PATH, DEAD[0], *cells.sample(1)]]
     plain = OrbitPredictor(predictor(tiny_space, digits))
     expected, graphs = [plain(members) for members in orbits], without_gpu(monkeypatch)
     replaying = OrbitPredictor(plain.alone)
