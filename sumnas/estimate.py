@@ -14,11 +14,14 @@ import torch.nn.functional as F
 from sumnas import seeding, training
 from sumnas.benchmark.pool import draw
 from sumnas.evaluation import SubModel, evaluate
+from sumnas.exhaustive import cases, in_orbits
+from sumnas.lockstep.scoring import LEAST
 from sumnas.methods.base import module_of
 from sumnas.params import Params
 from sumnas.paths import strictly_fair_paths
 from sumnas.precision import Arithmetic
 from sumnas.preparation import DataSettings
+from sumnas.search import SearchSettings
 from sumnas.spaces import base
 from sumnas.spaces.base import Space
 from sumnas.stopwatch import wait
@@ -69,9 +72,8 @@ def images(params: Params, counts: dict[str, int]) -> list[Item]:
     items.append(Item("recalibrate_bn, rank", "all runs", 2 * runs, "forward", runs * sampled(params, space) * a_score))
     search = params.search
     if search.strategy == "exhaustive":
-        flatten = search.memoise == "function"
-        groups = len({space.equivalence(a, flatten=flatten) for a in space.architectures() if space.connected(a)})
-        items.append(Item("score", "all runs", runs * len(params.run.shards), "forward", runs * groups * a_score))
+        scores = runs * scored(search, space) * a_score
+        items.append(Item("score", "all runs", runs * len(params.run.shards), "forward", scores))
     else:
         candidates = len(search.limits) * (search.population + search.generations * search.offspring)
         items.append(Item("search", "all runs", runs, "forward", runs * candidates * a_score))
@@ -104,6 +106,15 @@ def sampled(params: Params, space: Space) -> int:
     known = len(draw(space, params.benchmark.pool)) if pool else space.size
     wanted: int = {"intervals": sampling.intervals, "all": known}.get(sampling.strategy, sampling.count)
     return min(wanted, known)
+
+
+def scored(search: SearchSettings, space: Space) -> int:
+    """Return how many sub-models an exhaustive search computes: each case once, or whole orbits."""
+    groups, candidates = cases(space, flatten=search.memoise == "function"), len(space.candidates)
+    if search.engine != "lockstep":
+        return len(groups)
+    orbits = in_orbits((group[0] for group in groups), candidates)
+    return sum(candidates if len(members) >= LEAST else len(members) for members in orbits)
 
 
 def speeds(params: Params, device: str, batch: int | None = None, seconds: float = 20.0) -> dict[Way, float]:

@@ -301,6 +301,11 @@ def _combinations(params: Params) -> list[str]:
     sharers, batch = params.retrain.processes, params.retrain.recipe.batch_size
     if sharers != "auto" and sharers > batch:
         problems.append(f"retrain.processes = {sharers}: more than the {batch} images of retrain.recipe.batch_size")
+    if params.search.engine == "lockstep" and params.evaluation.adaptation_steps:
+        problems.append(
+            f"search.engine = 'lockstep': evaluation.adaptation_steps = {params.evaluation.adaptation_steps}, and "
+            "sub-models are fitted one by one; set search.engine: auto"
+        )
     if run.shards != list(range(len(run.shards))):
         problems.append(f"run.shards = {run.shards}: must count from 0, such as {list(range(len(run.shards)))}")
     if params.data.validation + params.data.test >= 1:

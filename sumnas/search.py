@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from sumnas.errors import UserError
 from sumnas.sampling import HALF_A_MAC, Accept, Architecture, Feasible, collect
@@ -48,6 +56,11 @@ class SearchSettings(BaseModel):
         description="exhaustive: scored once are architectures that run the same operations (equal bit by bit), or "
         "that sum the same terms (equal up to rounding)",
     )
+    engine: Literal["auto", "sequential", "lockstep"] = Field(
+        "auto",
+        description="exhaustive: sub-models are scored one by one, or those of an orbit all at once (lockstep); auto: "
+        "one by one",
+    )
     limits: tuple[Limit, ...] = Field(
         min_length=1, description="one search each: at most so much of `cost`; null is no limit"
     )
@@ -70,6 +83,14 @@ class SearchSettings(BaseModel):
         if self.latency is not None and self.cost != LATENCY:
             raise ValueError(f"latency names a table, but cost is {self.cost!r}; set cost: {LATENCY}, or latency: null")
         return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the engine out where none is named: digests are those of before there was the key."""
+        found: dict[str, Any] = plain(self)
+        if self.engine == "auto":
+            del found["engine"]
+        return found
 
     @field_validator("limits")
     @classmethod

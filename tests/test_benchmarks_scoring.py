@@ -32,12 +32,19 @@ def test_scoring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["sub_models"] == 6 and result["other_answers_at_most"] <= 0.1
     assert result["interval_95"][0] <= result["times_as_fast"] <= result["interval_95"][1]
+    assert result["orbit_losses_differ_by"] < 1e-4
+    low, high = result["orbits_interval_95"]
+    assert low <= result["orbits_times_as_fast_as_ours"] <= high
     connected = [a for a in PAPER.architectures() if PAPER.connected(a)]
     assert result["scores"] == {
         "connected": len(connected),
         "operations": len({PAPER.equivalence(a, flatten=False) for a in connected}),
         "function": len({PAPER.equivalence(a, flatten=True) for a in connected}),
+        "in_orbits": 15_625,
     }
+    for side, count in (("plain", "connected"), ("ours", "operations"), ("orbits", "in_orbits")):
+        hours = result["scores"][count] / result["per_second"][side] / 3600
+        assert result["hours_for_the_space"][side] == pytest.approx(hours, abs=0.01)
 
 
 def test_growth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

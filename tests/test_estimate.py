@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from sumnas import estimate, params
 from sumnas.cli import main
 from sumnas.estimate import Item
+from tests import cells
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,6 +68,17 @@ def test_full_scale_is_what_the_page_says() -> None:
     for name, millions in (("fairnas", "739"), ("sumnas-k2", "1,477")):
         assert f"{round(items['train_supernet', name] / 1e6):,}" == millions and f"| {millions} million |" in page
     assert f"20 × {round(items['train_references', 'accuracies'] / 20e6)} million" in page
+
+
+def test_orbits_are_computed_whole() -> None:
+    """By hand from tests/cells.py: 3,125 orbits of five, of each of which two cases at least are wanted."""
+    settings = loaded("table1")
+    search, space = settings.search, cells.PAPER
+    assert estimate.scored(search, space) == len({space.equivalence(a) for a in cells.ALL if space.connected(a)})
+    assert estimate.scored(search.model_copy(update={"engine": "lockstep"}), space) == 15_625
+    # By function 149 orbits have one alone, which is scored one by one.
+    function = search.model_copy(update={"engine": "lockstep", "memoise": "function"})
+    assert estimate.scored(function, space) == 5 * (3125 - 149) + 149
 
 
 def test_a_rate_is_that_of_the_clock() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import random
@@ -18,6 +19,7 @@ from sumnas import data, files, params
 from sumnas.benchmark import table
 from sumnas.errors import UserError
 from sumnas.evaluation import Predictor, Score
+from sumnas.exhaustive import cases, in_orbits, orbit
 from sumnas.spaces import base
 from sumnas.spaces.base import Architecture
 from sumnas.spaces.nasbench201 import NASBench201, terms
@@ -25,6 +27,8 @@ from tests.cells import ALL, PAPER
 from tests.in_process import begin, run
 from workflow import score
 from workflow.search import oracle, spread
+from workflow.stage import make_job
+from workflow.stages import STAGES
 
 RUN = "spos-0"
 SCORES, RESULTS = Path(f"results/scores/{RUN}"), Path(f"results/search/{RUN}")
@@ -201,6 +205,42 @@ def test_any_number_of_shards_gives_the_same(project: Path) -> None:
     found, expected = json.loads(three.pop("found.json")), json.loads(one.pop("found.json"))
     assert found.pop("settings_digest") != expected.pop("settings_digest")
     assert found == expected and three == one
+
+
+def test_in_lockstep_orbits_have_the_scores_of_one_by_one(
+    project: Path, calls: list[Architecture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six orbits, of one of which one is wanted, and of another three, in any order and number of shards."""
+    whole = [orbit(a, 5) for a in random.Random(2).sample(CONNECTED, 6)]
+    few = [*whole[0], *whole[1], *whole[2], *whole[3], *whole[4][1:4], whole[5][2]]
+    random.Random(3).shuffle(few)
+    monkeypatch.setattr(NASBench201, "architectures", lambda self: iter(few))
+    run(RUN, ["score"])
+    expected = scores()
+    served, scored = {a: group[0] for group in cases(own_space(), flatten=False) for a in group}, len(calls)
+    assert scored == len(set(served.values())) > 15
+    change(lambda settings: settings["search"].update(engine="lockstep", limits=[None]))
+    for shards in ([0], [0, 1, 2]):
+        change(lambda settings, shards=shards: settings["run"].update(shards=shards))
+        calls.clear()
+        for shard in shards:
+            run(RUN, ["score"], shard)
+        assert scores() == expected
+        lonely = [members[0] for members in in_orbits(dict.fromkeys(served.values()), 5) if len(members) == 1]
+        assert sorted(calls) == sorted(lonely) and whole[5][2] in calls
+    run(RUN, ["search"])
+    found = json.loads((RESULTS / "found.json").read_text())
+    assert found["scores"]["count"] == len(expected)
+
+
+def test_the_engine_that_ran_is_noted(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NASBench201, "architectures", lambda self: iter(orbit(CONNECTED[0], 5)))
+    stage = STAGES["score"]
+    for engine, ran in (("auto", "sequential"), ("sequential", "sequential"), ("lockstep", "lockstep")):
+        change(lambda settings, engine=engine: settings["search"].update(engine=engine))
+        job = make_job(stage, argparse.Namespace(run=RUN, shard=0))
+        score.main(job)
+        assert job.facts == {"engine": ran}
 
 
 def best_by_hand(costs: dict[str, float], limit: float | None) -> tuple[str, float]:

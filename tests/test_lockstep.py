@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +14,13 @@ from torch import Tensor
 
 from sumnas import params, training
 from sumnas.errors import UserError
-from sumnas.lockstep.capture import Captured
 from sumnas.lockstep.descent import JointGradient
 from sumnas.methods import base, fairnas, sumnas
 from sumnas.methods.base import Method
 from sumnas.spaces.base import Architecture
 from sumnas.spaces.nasbench201 import CONV1, CONV3, NONE, POOL, SKIP
 from tests import trainings
+from tests.replayed import ReplayedGraph, without_gpu
 from tests.steps import SEED, TOTAL, name_of, rounds_for, supernet
 from tests.tiny import assert_same_bytes, smooth, through_file
 
@@ -156,38 +154,9 @@ def test_only_one_shape_is_ever_traced() -> None:
             method.step(larger, [])
 
 
-class ReplayedGraph:
-    """Stands for a CUDA graph on a CPU: replaying fills the captured outputs anew from the captured inputs."""
-
-    captured: Captured
-
-    def replay(self) -> None:
-        of = self.captured
-        for static, value in zip(of._outputs, of.function(*of._inputs), strict=True):
-            static.copy_(value)
-
-
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[ReplayedGraph]:
-    """Let capturing work without a GPU; the graphs made, in their order."""
-    made: list[ReplayedGraph] = []
-
-    def graph() -> ReplayedGraph:
-        made.append(ReplayedGraph())
-        return made[-1]
-
-    def begin(self: Captured, inputs: Any) -> None:
-        capture(self, inputs)
-        made[-1].captured = self
-
-    capture = Captured._capture
-    monkeypatch.setattr(Captured, "_capture", begin)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "stream", lambda *_: contextlib.nullcontext())
-    for name in ("Stream", "current_stream"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_: SimpleNamespace(wait_stream=lambda _: None))
-    return made
+    return without_gpu(monkeypatch)
 
 
 @pytest.mark.parametrize("strategy", ["sumnas", "fairnas"])

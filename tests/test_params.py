@@ -13,7 +13,7 @@ import yaml
 
 from sumnas import params
 from sumnas.errors import UserError
-from workflow.stages import NAMED
+from workflow.stages import NAMED, STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 Blocks = dict[str, Any]
@@ -80,6 +80,11 @@ CASES: dict[str, tuple[Callable[[Blocks], object], str]] = {
     "a batch split too far": (
         lambda b: b["supernet"].update(split_batch=65),
         "supernet.split_batch = 65: more than the 64 images of supernet.batch_size",
+    ),
+    "orbits of fitted sub-models": (
+        lambda b: b["search"].update(engine="lockstep") or b["evaluation"].update(adaptation_steps=2),
+        "search.engine = 'lockstep': evaluation.adaptation_steps = 2, and sub-models are fitted one by one; set "
+        "search.engine: auto",
     ),
     "wrong type": (lambda b: b["supernet"].update(epochs="ten"), "supernet.epochs = 'ten': must be a valid integer"),
     "out of range": (
@@ -173,6 +178,16 @@ def test_the_digest_depends_on_values_alone(tmp_path: Path) -> None:
     blocks["methods"]["spos"]["weight_decay"] = 5e-5
     path.write_text(yaml.safe_dump(blocks))
     assert params.load(path).digest() != params.load(ROOT / "params.yaml").digest()
+
+
+def test_an_engine_of_scoring_that_is_not_named_leaves_digests_as_they_were(tmp_path: Path) -> None:
+    blocks, path, digests = yaml.safe_load((ROOT / "params.yaml").read_text()), tmp_path / "params.yaml", []
+    for named in ({}, {"engine": "auto"}, {"engine": "sequential"}, {"engine": "lockstep"}):
+        blocks["search"].pop("engine", None)
+        blocks["search"] |= named
+        path.write_text(yaml.safe_dump(blocks))
+        digests.append(params.load(path).select(STAGES["search"].blocks).digest())
+    assert digests[0] == digests[1] and len(set(digests)) == 3
 
 
 def test_make_check_and_presets(tmp_path: Path) -> None:

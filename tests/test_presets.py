@@ -13,10 +13,10 @@ import torch
 from sumnas import params, training
 from sumnas.datasets import npz
 from sumnas.errors import UserError
+from sumnas.exhaustive import cases
 from sumnas.methods import base as methods
 from sumnas.spaces import base as spaces
 from sumnas.spaces.base import Supernet
-from workflow.score import cases
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))

@@ -7,6 +7,8 @@ import torch
 from sumnas.batchnorm import CalibrationSettings
 from sumnas.data import Prepared
 from sumnas.evaluation import EvaluationSettings, Predictor, evaluate
+from sumnas.exhaustive import orbit
+from sumnas.lockstep.scoring import OrbitPredictor
 from sumnas.spaces.nasbench201 import NASBench201
 from tests.meter import Meter
 
@@ -42,6 +44,22 @@ def test_scoring_holds_a_batch_of_one_sub_model_however_many_are_scored(
     statistics = sum(b.nbytes for b in network.buffers())
     assert plain.peak < one.peak <= 1.5 * plain.peak + 16 * statistics
     assert one.live <= 2 * statistics
+
+
+def test_an_orbit_holds_a_batch_of_its_sub_models_however_many_are_scored(
+    tiny_space: NASBench201, digits: Prepared
+) -> None:
+    alone = scorer(tiny_space, digits)
+    together = OrbitPredictor(alone)
+    with Meter() as heaviest:
+        alone((3,) * 6)
+    with Meter() as one:
+        together(orbit((3, 1, 2, 4, 3, 0), 5))
+    with Meter() as many:
+        for first in ((0, 0, 0, 0, 0, 0), (4, 3, 2, 1, 3, 2), (3, 3, 1, 4, 4, 2)):
+            together(orbit(first, 5))
+    assert many.peak == one.peak and many.live == one.live
+    assert 5 * heaviest.peak < one.peak <= 8 * heaviest.peak  # 6.5 times, of five sub-models
 
 
 def test_the_meter_sees_scores_that_are_kept(digits: Prepared) -> None:

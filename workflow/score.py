@@ -5,13 +5,17 @@ Where the search is evolutionary there is nothing to score, and the shard is emp
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 
 from sumnas import files
 from sumnas.checkpoint import in_blocks
+from sumnas.evaluation import Score
+from sumnas.exhaustive import cases, in_orbits
+from sumnas.lockstep.scoring import OrbitPredictor
 from sumnas.progress import Progress
-from sumnas.spaces.base import Architecture, Space
+from sumnas.spaces.base import Architecture
 from workflow import inputs
 from workflow.stage import Job, execute
 from workflow.stages import PREPARED, SCORES, WEIGHTS
@@ -28,36 +32,34 @@ def main(job: Job) -> str:
         files.write_csv(path, COLUMNS, [])
         return "the search is evolutionary: nothing to score"
     space = job.space()
-    groups = cases(space, flatten=job.params.memoise == "function")
-    share = groups[int(job.names["shard"]) :: len(job.params.shards)]
+    # On a GPU, too, auto goes one by one until the captured graph has been watched on one.
+    engine = "sequential" if job.params.engine == "auto" else job.params.engine
+    job.facts |= {"engine": engine}
+    served = {group[0]: group for group in cases(space, flatten=job.params.memoise == "function")}
+    together = [[a] for a in served] if engine == "sequential" else in_orbits(served, len(space.candidates))
+    share = together[int(job.names["shard"]) :: len(job.params.shards)]
     predictor = inputs.predictor(job, space)
-    bar = Progress(f"score {job.names['run']} {job.names['shard']}", len(share))
+    predict: Callable[[Sequence[Architecture]], list[Score]] = (
+        OrbitPredictor(predictor) if engine == "lockstep" else lambda one: [predictor(a) for a in one]
+    )
+    bar = Progress(f"score {job.names['run']} {job.names['shard']}", sum(map(len, share)))
 
-    def scored(block: Sequence[Architecture]) -> list[float]:
-        return [predictor(architecture).accuracy for architecture in block]
+    def scored(block: Sequence[Sequence[Architecture]]) -> list[float]:
+        return [score.accuracy for architectures in block for score in predict(architectures)]
 
     values: list[float] = []
     with job.work(job.names["shard"], inputs=(job.path(PREPARED) / "manifest.json", job.path(WEIGHTS))) as work:
-        for key, block in in_blocks([group[0] for group in share], BLOCK):
+        for key, block in in_blocks(share, max(1, BLOCK // max(map(len, share)))):
             values += work.remember(key, partial(scored, block))
             bar.update(len(values))
         rows = [
             {"architecture": space.encode(a), "predicted": value, "macs": space.macs(a)}
-            for group, value in zip(share, values, strict=True)
-            for a in group
+            for first, value in zip(chain.from_iterable(share), values, strict=True)
+            for a in served[first]
         ]
         files.write_csv(path, COLUMNS, rows)
         work.clear()
     return f"{len(rows)} sub-models ({len(values)} scored), best {max(values):.2f} % -> {path}"
-
-
-def cases(space: Space, *, flatten: bool) -> list[list[Architecture]]:
-    """Return all connected architectures, those together that one score serves; in order of their first."""
-    groups: dict[Hashable, list[Architecture]] = {}
-    for architecture in space.architectures():
-        if space.connected(architecture):
-            groups.setdefault(space.equivalence(architecture, flatten=flatten), []).append(architecture)
-    return list(groups.values())
 
 
 if __name__ == "__main__":

@@ -110,7 +110,16 @@ STAGES = {
         Stage(
             "score",
             ("method", "seed", "shard"),
-            (*COMPUTE, "run.shards", "space", "calibration", "evaluation", "search.strategy", "search.memoise"),
+            (
+                *COMPUTE,
+                "run.shards",
+                "space",
+                "calibration",
+                "evaluation",
+                "search.strategy",
+                "search.memoise",
+                "search.engine",
+            ),
             (PREPARED, WEIGHTS),
             (SCORES,),
         ),
