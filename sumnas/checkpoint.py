@@ -181,14 +181,14 @@ class Work:
             os.replace((self.folder / "next").with_suffix(suffix), current.with_suffix(suffix))
         self._saved_at = time.monotonic()
 
-    def load(self, where: str | None = None) -> dict[str, Any] | None:
+    def load(self) -> dict[str, Any] | None:
         """Return the newest whole checkpoint, or None; says so where a damaged one is passed over.
 
-        Its tensors lie on the device `where`, or on those that they were saved from.
+        Its tensors lie in the host's memory: the device that they were saved from may be another process's, or missing.
         """
-        return self.ranks.from_first(self._load(where) if self.ranks.first else None)
+        return self.ranks.from_first(self._load() if self.ranks.first else None)
 
-    def _load(self, where: str | None) -> dict[str, Any] | None:
+    def _load(self) -> dict[str, Any] | None:
         import torch
 
         for name in ("checkpoint", "previous"):
@@ -199,14 +199,14 @@ class Work:
             digests = [p.read_text() for n in ("checkpoint", "previous", "next")
                        if (p := self.folder / f"{n}.sha256").exists()]  # fmt: skip
             if files.sha256(path) in digests:
-                state: dict[str, Any] = torch.load(path, where, weights_only=True)
+                state: dict[str, Any] = torch.load(path, "cpu", weights_only=True)
                 return state
             say(f"{path}: damaged checkpoint, passed over")
         return None
 
     def resumable(self, key: str) -> dict[str, Any]:
         """Return `state` and `on_step` for a training that this work's checkpoint is for: see `train_network`."""
-        kept = self.load("cpu" if self.ranks.several else None)
+        kept = self.load()
 
         def on_step(capture: Callable[[], dict[str, Any]]) -> None:
             self.look()

@@ -280,3 +280,20 @@ def test_same_seed_same_bytes_and_another_seed_others() -> None:
     assert_same_bytes(trained(1), trained(1))
     with pytest.raises(AssertionError):
         assert_same_bytes(trained(1), trained(2))
+
+
+def test_buffers_that_are_put_back_are_copies() -> None:
+    settings = Settings(
+        strategy="sumnas", adaptation_steps=2, inner_learning_rate=0.1, inner_momentum=0.9, momentum_buffer="carry",
+        outer_momentum=0.9,
+    )  # fmt: skip
+    method = SUMNAS(supernet(), settings, TOTAL, SEED)
+    rounds = rounds_for(method, 0)
+    method.step(rounds)
+    state = copy.deepcopy(method.state_dict())
+    before = copy.deepcopy(state)
+    method.load_state_dict(state)
+    method.step(rounds)
+    for kind in ("inner_buffers", "outer_buffers"):
+        assert state[kind] and all(torch.equal(state[kind][name], value) for name, value in before[kind].items())
+        assert any(not torch.equal(method.state_dict()[kind][name], value) for name, value in before[kind].items())

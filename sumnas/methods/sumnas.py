@@ -227,9 +227,13 @@ class SUMNAS(Method):
         """Put the buffers back."""
         super().load_state_dict(state)
         parameters = dict(self.supernet.named_parameters())
+
+        def placed(kept: Mapping[str, Tensor]) -> Buffers:  # copies: steps change them in place
+            return {id(parameters[n]): value.to(parameters[n].device, copy=True) for n, value in kept.items()}
+
         if self.buffers is not None:
-            self.buffers = {id(parameters[name]): value for name, value in state["inner_buffers"].items()}
-        self.outer_buffers = {id(parameters[name]): value for name, value in state["outer_buffers"].items()}
+            self.buffers = placed(state["inner_buffers"])
+        self.outer_buffers = placed(state["outer_buffers"])
 
 
 def streams(settings: Settings) -> int:
