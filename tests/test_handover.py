@@ -165,7 +165,8 @@ def test_the_files_give_the_same_logits_without_this_package(tmp_path: Path, spa
     assert expected.std(0).min() > 3e-4 or text == CELLS[1]  # the logits say something of the images
     with zipfile.ZipFile(tmp_path / "out/network.pt2") as archive:
         content = b"".join(archive.read(name) for name in archive.namelist())
-    assert b"sumnas" not in content and str(tmp_path).encode() not in content
+    # Nor a folder of this machine: that of torch, whose modules ran, stands for all.
+    assert all(word not in content for word in (b"sumnas", str(tmp_path).encode(), str(torch.__path__[0]).encode()))
 
 
 def test_every_kind_of_cell_is_written(tmp_path: Path) -> None:
@@ -307,5 +308,6 @@ def test_onnx_gives_the_same_logits(tmp_path: Path, space: Space, text: str) -> 
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(logits), network(images), rtol=1e-5, atol=1e-5)
     content = (tmp_path / "out/network.onnx").read_bytes()
-    assert b"sumnas" not in content and str(tmp_path).encode() not in content
+    # Nor a folder of this machine: that of torch, whose modules ran, stands for all.
+    assert all(word not in content for word in (b"sumnas", str(tmp_path).encode(), str(torch.__path__[0]).encode()))
     assert "| network.onnx | " in (tmp_path / "out/MODEL_CARD.md").read_text(encoding="utf-8")

@@ -145,7 +145,10 @@ def _module(folder: Path) -> nn.Module:
 
 def _pt2(network: nn.Module, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
     batch = torch.export.Dim("batch", min=1)
-    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=({0: batch},)), path)
+    program = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names folders of this machine
+    torch.export.save(program, path)
     reloaded: Callable[[Tensor], Tensor] = torch.export.load(path).module()
     return reloaded
 
