@@ -92,7 +92,9 @@ def write(found: Retrained, prepared: Path, output: Path, *, onnx: bool) -> dict
         forms: dict[str, Callable[[Tensor], Tensor]] = {"network.py": network}
         forms["network.pt2"] = _made("network.pt2", lambda: _pt2(network, folder / "network.pt2", _images(found)))
         if onnx:
-            forms["network.onnx"] = _made("network.onnx", lambda: _onnx(network, folder / "network.onnx", found))
+            forms["network.onnx"] = _made(
+                "network.onnx", lambda: _onnx(network, folder / "network.onnx", _images(found))
+            )
         differences = {name: _difference(found, name, form) for name, form in forms.items()}
         parameters = sum(parameter.numel() for parameter in network.parameters())
         text = card.text(found, manifest, files.sha256(prepared / NAME), differences, parameters, max(BATCHES))
@@ -143,22 +145,27 @@ def _module(folder: Path) -> nn.Module:
     return network
 
 
-def _pt2(network: nn.Module, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+def _program(network: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    """Return the network for any number of images, without the traces that name folders of this machine."""
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # names folders of this machine
-    torch.export.save(program, path)
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def _pt2(network: nn.Module, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+    torch.export.save(_program(network, images), path)
     reloaded: Callable[[Tensor], Tensor] = torch.export.load(path).module()
     return reloaded
 
 
-def _onnx(network: nn.Module, path: Path, found: Retrained) -> Callable[[Tensor], Tensor]:
+def _onnx(network: nn.Module, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
     import onnxruntime
 
     torch.onnx.export(
-        network, (_images(found),), path, dynamo=True, external_data=False, verbose=False, optimize=True,
-        input_names=["images"], output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        _program(network, images), (), path, dynamo=True, external_data=False, verbose=False, optimize=True,
+        input_names=["images"], output_names=["logits"],
     )  # fmt: skip
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
