@@ -157,8 +157,9 @@ def test_the_pages_batch_script_spreads_a_training_over_launchers(slurm: Slurm, 
     assert record["processes"] == "2" and said.count("sub-model passes, loss") == 1
     alone, shared = (rows(c.folder / "results/supernet/sumnas-k2-0/history.csv") for c in (finished.clone, clone))
     assert [row["passes"] for row in shared] == [row["passes"] for row in alone]
-    # Another order of summation: as good as equal after an epoch, and after many in the course alone.
-    assert float(shared[0]["loss"]) == pytest.approx(float(alone[0]["loss"]), rel=1e-3)
+    # Another order of summation, in float32: about the same loss over an epoch, and later the course alone. That each
+    # step is the same is held in float64 (tests/test_distributed.py).
+    assert float(shared[0]["loss"]) == pytest.approx(float(alone[0]["loss"]), rel=1e-2)
     assert float(shared[-1]["loss"]) < 0.9 * float(shared[0]["loss"])
 
 
