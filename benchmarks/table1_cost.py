@@ -65,6 +65,7 @@ def main() -> None:
     arguments = parser.parse_args()
     names: list[str] = arguments.only or params.load(arguments.preset).run.methods
     found: dict[str, Any] = {}
+    prepared(arguments.work / "prepared", params.load(arguments.preset))  # here: it takes memory that no training does
     for name in names:
         # A process for each: its peak memory is the method's own.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
