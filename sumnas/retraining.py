@@ -9,12 +9,13 @@ from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from sumnas import seeding
 from sumnas.data import Batches, Prepared
+from sumnas.digested import Digested
 from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
 from sumnas.evaluation import Score, evaluate
@@ -23,10 +24,11 @@ from sumnas.sharing import check, mean_loss, shared_batch
 from sumnas.spaces.base import Architecture, Space
 
 
-class RetrainSettings(BaseModel):
+class RetrainSettings(Digested):
     """Block `retrain`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    left_out = {"processes": "auto"}
 
     enabled: bool
     seed: int = Field(0, ge=0)
@@ -34,14 +36,6 @@ class RetrainSettings(BaseModel):
         "auto", description="that share the images of every batch; auto: as many as torchrun starts, else one"
     )
     recipe: Recipe
-
-    @model_serializer(mode="wrap")
-    def _plain(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the number of processes out where none is named: digests are those of before there was the key."""
-        found: dict[str, Any] = plain(self)
-        if self.processes == "auto":
-            del found["processes"]
-        return found
 
 
 class Trained(NamedTuple):

@@ -5,20 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from sumnas.digested import Digested
 from sumnas.errors import UserError
 from sumnas.sampling import HALF_A_MAC, Accept, Architecture, Feasible, collect
 from sumnas.seeding import numpy_stream
@@ -45,10 +38,11 @@ class LatencyFile(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{16,64}$", description="of the file, or its first 16 digits or more")
 
 
-class SearchSettings(BaseModel):
+class SearchSettings(Digested):
     """Block `search`. The defaults are those of Algorithm 2 in the paper, where the one limit is 400."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    left_out = {"engine": "auto"}
 
     strategy: Literal["evolution", "exhaustive"]
     memoise: Literal["operations", "function"] = Field(
@@ -83,14 +77,6 @@ class SearchSettings(BaseModel):
         if self.latency is not None and self.cost != LATENCY:
             raise ValueError(f"latency names a table, but cost is {self.cost!r}; set cost: {LATENCY}, or latency: null")
         return self
-
-    @model_serializer(mode="wrap")
-    def _plain(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the engine out where none is named: digests are those of before there was the key."""
-        found: dict[str, Any] = plain(self)
-        if self.engine == "auto":
-            del found["engine"]
-        return found
 
     @field_validator("limits")
     @classmethod

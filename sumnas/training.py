@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from sumnas import seeding
 from sumnas.augmentation import Augmentation
 from sumnas.data import Batch, Batches, Prepared
+from sumnas.digested import Digested
 from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
 from sumnas.methods.base import Engine, Method, Pass, module_of
@@ -27,10 +28,11 @@ Probe = Callable[[], float]
 """Gives the mean loss of the probes."""
 
 
-class SupernetSettings(BaseModel):
+class SupernetSettings(Digested):
     """Block `supernet`: what every method is trained with."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    left_out = {"processes": "auto", "split_batch": 1}
 
     epochs: int = Field(ge=1, description="an epoch is floor(images / batch size) rounds of every method")
     batch_size: int = Field(ge=2)
@@ -48,16 +50,6 @@ class SupernetSettings(BaseModel):
     arithmetic: Arithmetic = Arithmetic()
     probes: int = Field(0, ge=0, description="fixed sub-models whose loss is followed over the training (figure 3)")
     probe_every: int = Field(1, ge=1, description="epochs between two looks at the probes")
-
-    @model_serializer(mode="wrap")
-    def _plain(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what of processes is not asked for: digests are those of before there were the keys."""
-        found: dict[str, Any] = plain(self)
-        if self.processes == "auto":
-            del found["processes"]
-        if self.split_batch == 1:
-            del found["split_batch"]
-        return found
 
 
 @dataclass
