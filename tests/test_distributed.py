@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +13,12 @@ from sumnas import distributed, training
 from sumnas.distributed import ALONE, Place, Ranks
 from sumnas.errors import UserError
 from tests import ranks as four
+from tests.processes import said_by
 from tests.trainings import METHODS, SEED, network, prepared, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINED = [name for name in four.BLOCKS if name != "sumnas, too fast"]
 Found = list[dict[str, Any]]
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +27,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     folder = tmp_path_factory.mktemp("ranks")
     torch.save(four.trained(four.RESUMED, stop=four.STOP)["state"], folder / "alone.pt")
     torch.save(four.trained(four.RESUMED, stop=four.SPLIT_STOP, **four.UNEVEN)["state"], folder / "alone, uneven.pt")
-    port, processes = free_port(), []
-    for rank in range(four.WORLD):
-        env = {
-            **os.environ, "PYTHONPATH": str(ROOT), "SUMNAS_CHECKPOINTS": str(folder / "checkpoints"),
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(four.WORLD),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
-        command = [sys.executable, "-W", "error", "-m", "tests.ranks", str(folder)]
-        processes.append(subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True))
-    try:
-        said = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    codes = [process.returncode for process in processes]
-    assert codes == [0] * (four.WORLD - 1) + [-signal.SIGKILL], "\n".join(said)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(four.WORLD)]
+    return said_by("tests.ranks", four.WORLD, folder)
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,7 @@ from sumnas.errors import UserError
 from sumnas.retraining import train_network
 from sumnas.sharing import check
 from tests import shares
-from tests.test_distributed import free_port
+from tests.processes import said_by
 from tests.trainings import prepared
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,23 +28,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What each of the two says."""
     folder = tmp_path_factory.mktemp("shares")
     torch.save(shares.trained("everything", stop=shares.STOP)["state"], folder / "alone.pt")
-    port, processes = free_port(), []
-    for rank in range(shares.WORLD):
-        env = {
-            **os.environ, "PYTHONPATH": str(ROOT), "SUMNAS_CHECKPOINTS": str(folder / "checkpoints"),
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(shares.WORLD),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
-        command = [sys.executable, "-W", "error", "-m", "tests.shares", str(folder)]
-        processes.append(subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True))
-    try:
-        said = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    codes = [process.returncode for process in processes]
-    assert codes == [0] * (shares.WORLD - 1) + [-signal.SIGKILL], "\n".join(said)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(shares.WORLD)]
+    return said_by("tests.shares", shares.WORLD, folder)
 
 
 @pytest.fixture(scope="module")

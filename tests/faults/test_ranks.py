@@ -41,6 +41,25 @@ def gone(process: int) -> bool:
     return not Path(f"/proc/{process}").exists()
 
 
+def lose_the_second(command: list[str], checkpoints: Path, results: Path) -> tuple[Path, str]:
+    """Start it, kill the second of its two processes, and see the first end with nothing half written.
+
+    Returns the folder of the work that was begun, and its checkpoint's digest.
+    """
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: any(checkpoints.glob("*/checkpoint.sha256")))
+    ranks = ranks_of(first.pid)
+    assert sorted(ranks) == [0, 1]
+    os.kill(ranks[1], signal.SIGKILL)
+    said = first.communicate(timeout=120)[1]
+    assert first.returncode == 128 + signal.SIGKILL and "Traceback" not in said
+    assert said.count("process 1 of 2 was ended by SIGKILL; run the same command again") == 1
+    assert gone(ranks[0]) and gone(ranks[1])
+    assert {path.name for path in results.iterdir()} <= {"log.jsonl"}
+    (work,) = checkpoints.iterdir()
+    return work, files.sha256(work / "checkpoint.pt")
+
+
 def test_killed_and_stopped_it_goes_on_in_another_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begin(tmp_path, monkeypatch)
     in_process.run(RUN, ["prepare_data", "describe_method"])
@@ -53,18 +72,7 @@ def test_killed_and_stopped_it_goes_on_in_another_number(tmp_path: Path, monkeyp
     # Started by hand it starts two processes itself, which share every batch. One is killed: the other ends, and
     # nothing is half written.
     alone = [sys.executable, "-m", "workflow.train_supernet", "--run", RUN]
-    first = subprocess.Popen(alone, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: any(checkpoints.glob("*/checkpoint.sha256")))
-    ranks = ranks_of(first.pid)
-    assert sorted(ranks) == [0, 1]
-    os.kill(ranks[1], signal.SIGKILL)
-    said = first.communicate(timeout=120)[1]
-    assert first.returncode == 128 + signal.SIGKILL and "Traceback" not in said
-    assert said.count("process 1 of 2 was ended by SIGKILL; run the same command again") == 1
-    assert gone(ranks[0]) and gone(ranks[1])
-    assert {path.name for path in FOLDER.iterdir()} <= {"log.jsonl"}
-    (work,) = checkpoints.iterdir()
-    begun = files.sha256(work / "checkpoint.pt")
+    work, begun = lose_the_second(alone, checkpoints, FOLDER)
 
     # Under torchrun: it goes on, the batches whole, the paths shared, and a signal to torchrun saves. The checkpoints
     # are those of the first process.
@@ -124,18 +132,7 @@ def test_retraining_killed_and_stopped_goes_on_in_another_number(
 
     # Started by hand it starts two processes itself. One is killed: the other ends, and nothing is half written.
     alone = [sys.executable, "-m", "workflow.retrain", "--run", RUN]
-    first = subprocess.Popen(alone, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: any(checkpoints.glob("*/checkpoint.sha256")))
-    ranks = ranks_of(first.pid)
-    assert sorted(ranks) == [0, 1]
-    os.kill(ranks[1], signal.SIGKILL)
-    said = first.communicate(timeout=120)[1]
-    assert first.returncode == 128 + signal.SIGKILL and "Traceback" not in said
-    assert said.count("process 1 of 2 was ended by SIGKILL; run the same command again") == 1
-    assert gone(ranks[0]) and gone(ranks[1])
-    assert {path.name for path in RESULTS.iterdir()} <= {"log.jsonl"}
-    (work,) = checkpoints.iterdir()
-    begun = files.sha256(work / "checkpoint.pt")
+    work, begun = lose_the_second(alone, checkpoints, RESULTS)
 
     # A signal to the second of two processes saves and ends both.
     second = subprocess.Popen(alone, stderr=subprocess.PIPE, text=True)
