@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import uuid
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from sumnas import distributed
-from sumnas.distributed import ALONE, Ranks
+from sumnas.distributed import ALONE, Place, Ranks
 from sumnas.errors import UserError
 from sumnas.progress import say
 from workflow.stages import SHARED
@@ -44,6 +45,23 @@ def together(job: Job, wanted: int | Literal["auto"] | None, name: str = "") -> 
         return
     with distributed.joined(place, job.device) as ranks:
         yield ranks
+
+
+@contextlib.contextmanager
+def leaving(place: Place | None) -> Iterator[None]:
+    """End a process that shares a stage at once where the body raises SystemExit, with its code.
+
+    The interpreter's own end would come to gloo's threads, which may still wait for a rank that is gone: SIGABRT then
+    stands in the place of the code.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        if place is None or place.world == 1 or not isinstance(end.code, int):
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code)
 
 
 def start(stage: str, processes: int) -> int:

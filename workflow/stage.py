@@ -184,7 +184,7 @@ def execute(
     if name == "prepare_data" and (text := engine.hint(started_by)) is not None:  # the first of a run
         say(f"{name}: {text}")
     arguments = _arguments(stage)
-    with reporting(name, rank):
+    with launch.leaving(place), reporting(name, rank):
         job = make_job(stage, arguments)
         with launch.together(job, processes and processes(job.params)) as job.ranks:
             if not job.ranks.first:

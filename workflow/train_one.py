@@ -27,7 +27,7 @@ def main() -> None:
     place = distributed.place()
     if place is not None:
         engine.watch(launched=True)  # not to outlive what has started this process
-    with reporting("train_one", place.rank if place else 0):
+    with launch.leaving(place), reporting("train_one", place.rank if place else 0):
         job = make_job(STAGES["retrain"], arguments)
         with launch.together(job, job.params.retrain.processes, "train_one") as job.ranks:
             closing = train(job, arguments.architecture, arguments.output)

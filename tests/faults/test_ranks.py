@@ -52,7 +52,7 @@ def lose_the_second(command: list[str], checkpoints: Path, results: Path) -> tup
     assert sorted(ranks) == [0, 1]
     os.kill(ranks[1], signal.SIGKILL)
     said = first.communicate(timeout=120)[1]
-    assert first.returncode == 128 + signal.SIGKILL and "Traceback" not in said
+    assert first.returncode == 128 + signal.SIGKILL and "Traceback" not in said, said
     assert said.count("process 1 of 2 was ended by SIGKILL; run the same command again") == 1
     assert gone(ranks[0]) and gone(ranks[1])
     assert {path.name for path in results.iterdir()} <= {"log.jsonl"}

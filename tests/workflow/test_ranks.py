@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from sumnas import files
+from sumnas.distributed import Place
 from sumnas.errors import UserError
 from tests import in_process
 from workflow import launch, retrain, train_supernet
@@ -107,3 +110,19 @@ def test_the_number_is_part_of_the_digest_where_it_is_named(
             works.append(work.folder.name)
     assert digests[0] == digests[1] and len(set(digests)) == len(asked) - 1
     assert len(set(works)) == 1  # any number of processes goes on from a checkpoint
+
+
+@pytest.mark.parametrize("place", [None, Place(0, 1, 0)])
+def test_one_process_ends_as_any_program(place: Place | None) -> None:
+    with pytest.raises(SystemExit, match="3"), launch.leaving(place):
+        raise SystemExit(3)
+
+
+def test_a_process_beside_others_leaves_at_once_with_its_code() -> None:
+    code = (
+        "import atexit, sys\nfrom sumnas.distributed import Place\nfrom workflow import launch\n"
+        "atexit.register(print, 'the end of the interpreter')\n"
+        "with launch.leaving(Place(1, 2, 1)):\n    print('said')\n    sys.exit(3)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "said\n", "")
