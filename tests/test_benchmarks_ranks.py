@@ -41,3 +41,17 @@ def test_what_a_split_allows(groups: int, split: int, bound: float, monkeypatch:
     found = ranks.row(space, 1, 6, groups, split, {"one": [4.0, 4.0], "all": [2.0, 2.0]}, [bound, bound])
     assert found["bound"] == pytest.approx(bound, abs=1e-4) and found["times_as_fast"] == 2
     assert found["share_of_bound"] == pytest.approx(2 / bound, abs=1e-4) and found["bound_by_macs"] == found["bound"]
+
+
+def test_the_page_on_clusters_says_what_was_measured() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/ranks-cpu.json").read_text())["rows"]
+    shares: dict[str, list[float]] = {}
+    bounds: dict[str, set[float]] = {}
+    for row in rows:
+        shares.setdefault(row["space"]["name"], []).append(row["share_of_bound"])
+        bounds.setdefault(row["space"]["name"], set()).add(round(row["bound_by_macs"], 2))
+    ranges = {name: f"{min(found):.2f} to {max(found):.2f}".replace("0.", ".") for name, found in shares.items()}
+    cells, chain = ("nasbench201", "mobilenet")
+    page = " ".join((ROOT / "docs/cluster.md").read_text(encoding="utf-8").split())
+    assert f"took {ranges[cells]} of what the split allows for NAS-Bench-201 and {ranges[chain]} for a narrow" in page
+    assert f"(`bound_by_macs`: {bounds[cells].pop()} and {bounds[chain].pop()} in" in page

@@ -112,13 +112,14 @@ def write_scored(
     """
     from sumnas import plots
 
-    over = [space.macs(architecture) for architecture, _ in scored] if costs is None else costs
+    macs = [space.macs(architecture) for architecture, _ in scored]
+    over = macs if costs is None else costs
     known = [number for number, value in enumerate(over) if value is not None]
     predicted = np.array([scored[number][1] for number in known])
     front = {known[i] for i in pareto_front(predicted, np.array([over[number] for number in known])).tolist()}
     rows = [
         {
-            "architecture": space.encode(architecture), "predicted": value, "macs": space.macs(architecture),
+            "architecture": space.encode(architecture), "predicted": value, "macs": macs[number],
             "params": space.params(architecture), "pareto": int(number in front),
         }
         for number, (architecture, value) in enumerate(scored)
