@@ -314,7 +314,7 @@ print(sum(1 for _ in range(12) if next(epoch)), flush=True)  # and the rest is n
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.stdout.readline() == "12\n"
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
         assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     finally:
         process.kill()
