@@ -16,8 +16,8 @@ def initialise(network: nn.Module, how: Initialisation) -> None:
     """Draw a network's weights anew from torch's global stream (see seeding.scoped), in place; `default` leaves them.
 
     kaiming, as torchvision does for mobile networks: convolutions normal with variance 2 / fan-out (He et al. 2015,
-    eq. 14), linear layers normal with standard deviation 0.01, every bias 0. Normalisation layers begin as ever: scale 1,
-    shift 0.
+    eq. 14; fan-out is counted without groups), linear layers normal with standard deviation 0.01, every bias 0.
+    Normalisation layers begin as ever: scale 1, shift 0.
     """
     if how == "default":
         return
