@@ -207,6 +207,22 @@ def test_any_number_of_shards_gives_the_same(project: Path) -> None:
     assert found == expected and three == one
 
 
+@pytest.mark.parametrize("engine", ["sequential", "lockstep"])
+def test_shards_beyond_the_work_there_is_are_empty(
+    project: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = orbit(CONNECTED[0], 5)
+    monkeypatch.setattr(NASBench201, "architectures", lambda self: iter(few))
+    change(lambda settings: settings["run"].update(shards=list(range(6))))
+    change(lambda settings: settings["search"].update(engine=engine, limits=[None]))
+    for shard in range(6):
+        run(RUN, ["score"], shard)
+    filled = {path.stem for path in SCORES.glob("*.csv") if rows_of(path)}
+    assert "0" in filled and "5" not in filled and len(list(SCORES.glob("*.csv"))) == 6
+    assert len(scores()) == sum(PAPER.connected(a) for a in few)
+    run(RUN, ["search"])
+
+
 def test_in_lockstep_orbits_have_the_scores_of_one_by_one(
     project: Path, calls: list[Architecture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
