@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher import api
 
 from sumnas import files
 from sumnas.distributed import Place
@@ -110,6 +114,36 @@ def test_the_number_is_part_of_the_digest_where_it_is_named(
             works.append(work.folder.name)
     assert digests[0] == digests[1] and len(set(digests)) == len(asked) - 1
     assert len(set(works)) == 1  # any number of processes goes on from a checkpoint
+
+
+@pytest.mark.parametrize(
+    ("ended", "code", "text"),
+    [
+        ({0: (1, 0), 1: (-signal.SIGKILL, 0)}, 137, "process 1 of 2 was ended by SIGKILL"),  # 0 has lost 1
+        ({1: (-signal.SIGSEGV, 0), 0: (1, 9)}, 139, "process 1 of 2 was ended by SIGSEGV"),
+        ({0: (1, 0), 1: (-signal.SIGTERM, 0)}, 1, ""),  # 1 was through when the launcher ended it
+        ({0: (1, 0), 1: (-signal.SIGKILL, 30)}, 1, ""),  # 1 did not end by itself
+        ({0: (143, 0), 1: (143, 0)}, 143, ""),
+        ({0: (-signal.SIGTERM, 0), 1: (-signal.SIGTERM, 0)}, 143, "process 0 of 2 was ended by SIGTERM"),
+    ],
+    ids=str,
+)
+def test_the_end_is_that_of_the_process_that_the_others_followed(
+    ended: dict[int, tuple[int, int]], code: int, text: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    failures = {rank: ProcessFailure(rank, 1, exitcode, "none") for rank, (exitcode, _) in ended.items()}
+    for rank, (_, seconds) in ended.items():
+        failures[rank].timestamp = 1000 + seconds
+
+    def launched(*_: Any) -> Any:
+        raise ChildFailedError("train_one", failures)
+
+    monkeypatch.setattr(api, "elastic_launch", lambda *_: launched)
+    monkeypatch.setattr(logging, "disable", lambda _: None)
+    assert launch.start("train_one", 2) == code
+    said = capsys.readouterr().err
+    assert said == "" if not text else said.startswith(f"train_one: error: {text}; run the same command again")
 
 
 @pytest.mark.parametrize("place", [None, Place(0, 1, 0)])
