@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -15,13 +16,14 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher import api
 
-from sumnas import files
+from sumnas import files, retraining
+from sumnas.checkpoint import Interrupted
 from sumnas.distributed import Place
 from sumnas.errors import UserError
 from tests import in_process
 from workflow import launch, retrain, train_supernet
 from workflow.stage import Job, make_job
-from workflow.stages import SHARED, STAGES
+from workflow.stages import FOUND, RETRAIN, SHARED, STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "sumnas-k2-0"
@@ -92,6 +94,30 @@ def test_retraining_has_a_number_of_its_own(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="^retrain.processes = 2: torchrun has .* set retrain.processes: auto"):
         launch.together(job, 2).__enter__()
+
+
+def test_a_signal_while_a_network_is_scored_stops_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_process.begin(tmp_path, monkeypatch, partial(name_it, "retrain", {"enabled": True}))
+    in_process.run(RUN, ["prepare_data"])
+    names = [f"|{one}~0|+|none~0|none~1|+|nor_conv_1x1~0|none~1|none~2|" for one in ("none", "skip_connect")]
+    found = [{"limit": limit, "architecture": text} for limit, text in zip((1, None), names, strict=True)]
+    files.write_json(Path(FOUND.format(run=RUN)), {"method": "sumnas-k2", "cost": "macs", "found": found})
+    evaluate = retraining.evaluate
+
+    def signalled(*arguments: Any, **named: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(retraining, "evaluate", signalled)
+        in_process.run(RUN, ["retrain"])
+    (kept,) = tmp_path.glob("checkpoints/retrain/*/network.safetensors")  # the first is whole, the second not begun
+    before = kept.read_bytes()
+    in_process.run(RUN, ["retrain"])
+    result = files.read_json(Path(RETRAIN.format(run=RUN)))
+    assert [entry["architecture"] for entry in result["networks"]] == names and kept.read_bytes() == before
 
 
 @pytest.mark.parametrize(("stage", "block"), SHARED.items())
