@@ -208,9 +208,7 @@ def test_any_number_of_shards_gives_the_same(project: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["sequential", "lockstep"])
-def test_shards_beyond_the_work_there_is_are_empty(
-    project: Path, engine: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_beyond_the_work_there_is_are_empty(project: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     few = orbit(CONNECTED[0], 5)
     monkeypatch.setattr(NASBench201, "architectures", lambda self: iter(few))
     change(lambda settings: settings["run"].update(shards=list(range(6))))
