@@ -20,6 +20,7 @@ from sumnas.benchmark import table
 from sumnas.errors import UserError
 from sumnas.evaluation import Predictor, Score
 from sumnas.exhaustive import cases, in_orbits, orbit
+from sumnas.lockstep.scoring import OrbitPredictor
 from sumnas.spaces import base
 from sumnas.spaces.base import Architecture
 from sumnas.spaces.nasbench201 import NASBench201, terms
@@ -341,3 +342,33 @@ def test_interrupted_scores_go_on_behind_the_last_finished_block(
     calls.clear()
     run(RUN, ["score"])
     assert len(calls) == count - 16 and (SCORES / "0.csv").read_bytes() == whole
+
+
+def test_interrupted_orbits_go_on_behind_the_last_finished_block(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orbits = [orbit(a, 5) for a in random.Random(4).sample(CONNECTED, 4)]
+    monkeypatch.setattr(NASBench201, "architectures", lambda self: iter([a for members in orbits for a in members]))
+    monkeypatch.setattr(score, "BLOCK", 9)  # one orbit
+    change(lambda settings: settings["search"].update(engine="lockstep", limits=[None]))
+    predict, seen = OrbitPredictor.__call__, list[Architecture]()
+
+    def noting(self: OrbitPredictor, wanted: list[Architecture]) -> list[Score]:
+        seen.append(wanted[0])
+        if len(seen) == stop:
+            raise KeyboardInterrupt
+        return predict(self, wanted)
+
+    monkeypatch.setattr(OrbitPredictor, "__call__", noting)
+    stop = 0
+    run(RUN, ["score"])
+    whole, every = (SCORES / "0.csv").read_bytes(), list(seen)
+    assert len(every) > 3
+    seen.clear()
+    stop = 3
+    with pytest.raises(KeyboardInterrupt):
+        run(RUN, ["score"])
+    seen.clear()
+    stop = 0
+    run(RUN, ["score"])
+    assert seen == every[2:] and (SCORES / "0.csv").read_bytes() == whole
