@@ -1,6 +1,6 @@
 """The paper's second half at the scale of two cores, in pieces: makes what docs/results/mobilenet-cpu/ lacks.
 
-    python -m benchmarks.mobilenet_cpu references     # every architecture of the pool with every seed: a few minutes each
+    python -m benchmarks.mobilenet_cpu references     # every architecture of the pool with every seed: minutes each
     python -m benchmarks.mobilenet_cpu references --minutes 30          # begin none after half an hour
     python -m benchmarks.mobilenet_cpu table          # their means as one table, once all are there
     python -m benchmarks.mobilenet_cpu run fairnas-0  # a supernet: trained, recalibrated, ranked, searched
@@ -11,8 +11,8 @@
 
 The settings are presets/mobilenet-cpu.yaml, the images the folder data/raw/cifar10, or the one that `--images` names;
 params.yaml and results/ of this clone are not touched: stages run in a folder of their own, `--work`. Each piece is
-written when it is whole, with its time beside it, and what is there is not made again: commit docs/results/mobilenet-cpu
-after each. Within a piece a call that was stopped goes on from the checkpoints that its stages left on that machine.
+written when it is whole, with its time beside it, and what is there is not made again: commit docs/results/ after each.
+Within a piece a call that was stopped goes on from the checkpoints that its stages left on that machine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A long run in pieces: each leaves small files under docs/results/<preset>/, and the next call goes on from what is there.
+"""A long run in pieces: each leaves small files in docs/results/<preset>/, and the next goes on from what is there.
 
 These files are committed as they come, so that a machine that is lost costs the piece in hand and no more.
 benchmarks/cifar10_cpu.py and benchmarks/mobilenet_cpu.py are such runs.
