@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.cifar10_cpu import ROOT, prepared
 from sumnas import files, params, seeding, training
 from sumnas.machine import cpu_model
 from sumnas.spaces import base
+from workflow.pieces import ROOT, prepared
 
 PRESET = "table1-cpu"
 COST = ROOT / "docs/results" / PRESET / "cost.json"
@@ -38,7 +38,7 @@ def measure(preset: Path, name: str, folder: Path, part: float) -> dict[str, Any
     """Train a part of one method in this process; hours of the whole, on this processor."""
     settings = params.load(preset)
     torch.set_num_threads(settings.run.threads)
-    block, images = settings.methods[name], prepared(folder, settings)
+    block, images = settings.methods[name], prepared(folder, settings.data)
     epochs = training.epochs_of(block, settings.supernet)
     count = max(1, round(part * epochs))
     with seeding.scoped(0, "supernet"):
