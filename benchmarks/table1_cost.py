@@ -16,6 +16,7 @@ import argparse
 import platform
 import resource
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -56,13 +57,15 @@ def measure(preset: Path, name: str, folder: Path, part: float) -> dict[str, Any
     }  # fmt: skip
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", type=Path, default=ROOT / f"presets/{PRESET}.yaml")
-    parser.add_argument("--only", nargs="+", metavar="METHOD", help="instead of all")
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="instead of all; needs --out")
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache/sumnas" / PRESET, help="for prepared images")
     parser.add_argument("--out", type=Path, default=COST)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    if arguments.only and arguments.out == COST:
+        parser.error(f"--only: name another file by --out, since {COST.name} has all methods, measured together")
     names: list[str] = arguments.only or params.load(arguments.preset).run.methods
     found: dict[str, Any] = {}
     prepared(arguments.work / "prepared", params.load(arguments.preset))  # here: it takes memory that no training does
