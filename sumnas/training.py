@@ -38,7 +38,7 @@ class SupernetSettings(Digested):
     batch_size: int = Field(ge=2)
     augmentation: Augmentation
     engine: Literal[Engine, "auto"] = Field(
-        "auto", description="paths of a strictly fair round one by one or all at once (lockstep); auto: one by one"
+        "auto", description="paths of a strictly fair round one by one or all at once (lockstep); auto: that on a GPU"
     )
     processes: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto",

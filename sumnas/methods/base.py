@@ -6,7 +6,7 @@ import difflib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,8 @@ from sumnas import seeding, sharing
 from sumnas.data import Batch
 from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
+from sumnas.lockstep.capture import CaptureError
+from sumnas.progress import say
 from sumnas.schedules import Schedule, factor
 from sumnas.spaces.base import Architecture, Supernet
 
@@ -89,6 +91,8 @@ class Method(ABC):
         self.layers = len(supernet.choices)
         self.candidates = len(supernet.choices[0])
         self.engine: Engine = "sequential"
+        self.tentative = False
+        self.untried = False
         self.ranks = ALONE
         self.sharers = ALONE
         self.batch_size = 0
@@ -101,15 +105,49 @@ class Method(ABC):
         return f"strategy {settings.strategy!r} runs no strictly fair rounds; these do: {_having('lockstep')}"
 
     def use(self, engine: Literal[Engine, "auto"]) -> None:
-        """Take an engine; `auto` is sequential. UserError where lockstep is asked for and there is no such step."""
-        if engine == "lockstep":
-            why = self.no_lockstep(self.settings)
-            if why is None and type(self.supernet).lockstep is Supernet.lockstep:
-                why = "this space has no lockstep form"
-            if why is not None:
-                raise UserError(f"supernet.engine = 'lockstep': {why}; set supernet.engine: auto")
-        # On a GPU, too, until the captured graph has been watched on one.
-        self.engine = "sequential" if engine == "auto" else engine
+        """Take an engine. UserError where lockstep is asked for and there is no such step.
+
+        `auto` is lockstep on a GPU where there is such a step, and sequential elsewhere. It is `tentative`: several
+        processes, or a graph that cannot be made, turn it to sequential.
+        """
+        why = self.no_lockstep(self.settings)
+        if why is None and type(self.supernet).lockstep is Supernet.lockstep:
+            why = "this space has no lockstep form"
+        if engine == "lockstep" and why is not None:
+            raise UserError(f"supernet.engine = 'lockstep': {why}; set supernet.engine: auto")
+        self.tentative = engine == "auto"
+        if engine == "auto":
+            engine = "lockstep" if why is None and self.on_gpu else "sequential"
+        self.engine = engine
+        self.untried = engine == "lockstep"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the supernet is on a GPU."""
+        return next(self.supernet.parameters()).device.type == "cuda"
+
+    def rehearse(self, trial: Callable[[], None]) -> None:
+        """Before the first lockstep step make its graph by `trial`, which leaves the weights as they are.
+
+        Where that fails, `auto` goes on path by path and says why; UserError where lockstep was asked for.
+        """
+        self.untried, why = False, ""
+        try:
+            trial()
+        except (torch.OutOfMemoryError, CaptureError) as error:
+            why = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+        except RuntimeError as error:
+            if not self.tentative:
+                raise
+            why = str(error).partition("\n")[0].rstrip(".")
+        if not why:
+            return
+        if not self.tentative:
+            mend = "set supernet.engine: sequential, or a smaller supernet.batch_size"
+            raise UserError(f"supernet.engine = 'lockstep': {why}; {mend}")
+        say(f"supernet.engine: auto goes path by path, not in lockstep: {why}")
+        self.use("sequential")
+        torch.cuda.empty_cache()  # else the other way's passes find what the attempt took
 
     @classmethod
     def no_ranks(cls, settings: Any) -> str | None:
@@ -134,6 +172,8 @@ class Method(ABC):
                 said += "set supernet.processes to a multiple of it, or split_batch: 1"
             raise UserError(f"supernet.split_batch = {split_batch}: {said}")
         if ranks.several:
+            if self.tentative:
+                self.use("sequential")
             paths = self.rounds * self.candidates
             if why is None and self.engine == "lockstep":
                 why = "lockstep runs all paths in one; set supernet.engine: sequential"
