@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sumnas import seeding, sharing
 from sumnas.data import Batch
-from sumnas.distributed import ALONE, Ranks
+from sumnas.distributed import ALONE, Ranks, dealt
 from sumnas.errors import UserError
 from sumnas.lockstep.capture import CaptureError
 from sumnas.progress import say
@@ -68,7 +68,8 @@ class Method(ABC):
 
     With `spreads` a step can share its paths out among several processes, each of which then takes the same step up to
     the order of summation; a training can go on in any number of them. `sharers` are those of them that run the same
-    paths, each on its part of every batch, which has `batch_size` images in all.
+    paths, each on its part of every batch, which has `batch_size` images in all. `loads` are the millions of
+    multiply-adds that the last step has dealt out to each group of ranks with the same paths, where there are several.
     """
 
     lockstep: bool = False
@@ -96,6 +97,7 @@ class Method(ABC):
         self.ranks = ALONE
         self.sharers = ALONE
         self.batch_size = 0
+        self.loads: list[float] = []
 
     @classmethod
     def no_lockstep(cls, settings: Any) -> str | None:
@@ -184,9 +186,24 @@ class Method(ABC):
         self.ranks, self.sharers, self.batch_size = ranks, ranks.split(split_batch), batch_size
         sharing.check(self.supernet, self.sharers, batch_size)
 
-    def own(self, turn: int) -> range:
-        """Return which paths of a step's round number `turn` are this rank's."""
-        return self.ranks.own(self.candidates, turn * self.candidates, self.sharers.world)
+    def own(self, turn: int, paths: Sequence[Architecture]) -> Sequence[int]:
+        """Return which paths of a step's round number `turn` are this rank's; a step asks for its rounds in turn.
+
+        Over a step no rank has two more than another. Which ones they are is such that all have about as much to
+        compute, by their multiply-adds, where the supernet knows these.
+        """
+        together, before = self.sharers.world, turn * self.candidates
+        groups = self.ranks.world // together
+        try:
+            costs = [self.supernet.macs(path) for path in paths] if groups > 1 else []
+        except NotImplementedError:
+            costs = []
+        if not costs:
+            return self.ranks.own(len(paths), before, together)
+        if turn == 0:
+            self.loads = [0.0] * groups
+        room = [len(Ranks(group, groups).own(len(paths), before)) for group in range(groups)]
+        return dealt(costs, room, self.loads)[self.ranks.rank // together]
 
     def gather(self, sums: Sequence[Tensor], alike: bool = False) -> None:
         """Add up over the ranks, in place, what each of its own paths has left in `sums`, and let all see all losses.

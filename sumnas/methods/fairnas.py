@@ -65,7 +65,7 @@ class FairNAS(GradientMethod):
                 torch._foreach_add_([p.grad for p in self.supernet.parameters()], gradients, alpha=weight)  # type: ignore[misc]
                 continue
             images, labels = batch
-            own = self.own(turn)
+            own = self.own(turn, paths)
             self.passes += [(path, others) for path in paths]
             if not own:
                 continue

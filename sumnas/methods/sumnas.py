@@ -150,7 +150,7 @@ class SUMNAS(Method):
         for turn, streams in enumerate(batches):
             inputs = streams if settings.batches == "fresh" else [streams[0]] * settings.adaptation_steps
             paths = strictly_fair_paths(self.layers, self.candidates, self.rng)
-            own = self.own(turn)
+            own = self.own(turn, paths)
             self.passes += [(path, others) for path in paths]
             if not own:
                 continue
