@@ -49,8 +49,8 @@ def of_ranks(rows: Sequence[Row]) -> list[dict[str, Any]]:
         summed = worst["sum_ms"] / 1e3 / worst["seconds_per_step"]["all"]
         told.append(bar(
             f"share of what the split allows, {name} (k={worst['k']})", 0.9, worst["share_of_bound"],
-            f"paths cost differently: by their multiply-adds the split that was drawn allows "
-            f"{worst['bound_by_macs']:.2f} in the place of {worst['bound']:.2f}. The sum over the processes takes "
-            f"{summed:.0%} of a step. The rest is what no multiply-add counts, and memory that the processes share.",
+            f"the sum over the processes takes {summed:.0%} of a step. By the multiply-adds of the paths as they were "
+            f"dealt out a step could be {worst['bound_by_macs']:.2f} times as fast, by their number alone "
+            f"{worst['bound']:.2f} times. The rest is what no multiply-add counts, and memory that all share.",
         ))  # fmt: skip
     return told

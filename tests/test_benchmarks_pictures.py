@@ -54,7 +54,7 @@ def test_bars_of_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
             for name, share in (("cells", 0.95), ("cells", 0.8), ("chain", 0.93))]  # fmt: skip
     cells, chain = script("bars", monkeypatch).of_ranks(rows)
     assert (cells["found"], cells["met"], cells["short_by"]) == (0.8, False, 0.1)
-    assert "1.50 in the place of 1.67" in cells["why"] and "10% of a step" in cells["why"]
+    assert "could be 1.50 times as fast, by their number alone 1.67" in cells["why"] and "10% of a step" in cells["why"]
     assert chain["met"] and "why" not in chain
 
 
