@@ -38,6 +38,7 @@ def test_settings_change_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None
     assert found["data"] == settings["data"] and found["run"]["methods"] == ["spos"]
 
 
+@pytest.mark.engine
 def test_the_tiny_size_runs(tmp_path: Path) -> None:
     command = [
         sys.executable,
