@@ -94,15 +94,37 @@ def trials(folder: Path, runs: Sequence[Run]) -> str:
     for run, entry in trials_of(folder):
         base = by_name[f"{entry['method']}-{run.seed}"]
         difference = paired_bootstrap(column(run.rows, "reference"), run.predicted, base.predicted, SETTINGS)
-        change = ", ".join(f"{key.rpartition('.')[2]}: {json.dumps(value)}" for key, value in entry["changes"].items())
         cells = [
-            run.name, f"{base.name}, {change}",
+            run.name, f"{base.name}, {changes(entry)}",
             number(run.metrics["kendall_tau"]), interval(run.metrics, "kendall_tau"),
             f"{difference.value:+.3f}", interval({"_low": difference.low, "_high": difference.high}, ""),
             f"{run.metrics['submodel_accuracy_mean']:.2f} ({base.metrics['submodel_accuracy_mean']:.2f})",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+
+
+def paired_trials(folder: Path) -> str:
+    """Return tau of SUMNAS minus that of FairNAS where both were tried with the same change and seed."""
+    lines = ["| SUMNAS - FairNAS, both with | seed | difference of tau | 95 % interval |", "|" + " --- |" * 4]
+    found = trials_of(folder)
+    for run, entry in found:
+        for other, changed in found:
+            same = entry["changes"] == changed["changes"] and run.seed == other.seed
+            if not (same and entry["method"].startswith("sumnas") and changed["method"] == "fairnas"):
+                continue
+            difference = paired_bootstrap(column(run.rows, "reference"), run.predicted, other.predicted, SETTINGS)
+            cells = [
+                f"{changes(entry)} ({entry['method']})", str(run.seed), f"{difference.value:+.3f}",
+                interval({"_low": difference.low, "_high": difference.high}, ""),
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+
+
+def changes(entry: Mapping[str, Any]) -> str:
+    """Return what a trial changes, in words."""
+    return ", ".join(f"{key.rpartition('.')[2]}: {json.dumps(value)}" for key, value in entry["changes"].items())
 
 
 def against_full_scale(runs: Sequence[Run], path: Path, architecture: str, accuracy: str) -> dict[str, Any]:
@@ -216,10 +238,13 @@ def block(folder: Path) -> str:
     path = folder / "full_scale.json"
     full_scale = files.read_json(path) if path.exists() else {}
     first, cost = runs[0].metrics, files.read_json(folder / "references_run.json")
+    cpus = sorted({cost["cpu"], *(run.cost["cpu"] for run in (*runs, *(run for run, _ in trials_of(folder))))})
     known = {"_low": first["perfect_tau_low"], "_high": first["perfect_tau_high"]}
     text = table(runs, full_scale) + "\n" + differences(runs) + "\n"
     if tried := trials(folder, runs):
         text += f"Trials: one setting changed, one seed each, none left out.\n\n{tried}\n"
+    if pairs := paired_trials(folder):
+        text += pairs + "\n"
     text += (
         f"{first['architectures']} architectures; predicted on the {first['split']} split. References: "
         f"{first['reference_seeds']} seeds each, {cost['seconds'] / 3600:.2f} core-hours; split-half tau "
@@ -233,7 +258,7 @@ def block(folder: Path) -> str:
             f"{interval(own, 'kendall_tau')} against the full-scale accuracies ({full_scale['accuracy']}). "
         )
     text += (
-        f"One thread per run, on {cost['cpu']}; hours are wall time beside other work, with pauses. "
+        f"One thread per run, on {' and '.join(cpus)}; hours are wall time beside other work, with pauses. "
         f"Python {cost['python']}, torch "
         f"{cost['torch']}. Files: docs/results/cifar10-cpu; made by benchmarks/cifar10_cpu.py and "
         "benchmarks/cifar10_report.py.\n"

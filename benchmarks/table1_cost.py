@@ -16,6 +16,7 @@ import argparse
 import platform
 import resource
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,10 +24,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.cifar10_cpu import ROOT, prepared
 from sumnas import files, params, seeding, training
 from sumnas.machine import cpu_model
 from sumnas.spaces import base
+from workflow.pieces import ROOT, prepared
 
 PRESET = "table1-cpu"
 COST = ROOT / "docs/results" / PRESET / "cost.json"
@@ -38,7 +39,7 @@ def measure(preset: Path, name: str, folder: Path, part: float) -> dict[str, Any
     """Train a part of one method in this process; hours of the whole, on this processor."""
     settings = params.load(preset)
     torch.set_num_threads(settings.run.threads)
-    block, images = settings.methods[name], prepared(folder, settings)
+    block, images = settings.methods[name], prepared(folder, settings.data)
     epochs = training.epochs_of(block, settings.supernet)
     count = max(1, round(part * epochs))
     with seeding.scoped(0, "supernet"):
@@ -56,13 +57,15 @@ def measure(preset: Path, name: str, folder: Path, part: float) -> dict[str, Any
     }  # fmt: skip
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", type=Path, default=ROOT / f"presets/{PRESET}.yaml")
-    parser.add_argument("--only", nargs="+", metavar="METHOD", help="instead of all")
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="instead of all; needs --out")
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache/sumnas" / PRESET, help="for prepared images")
     parser.add_argument("--out", type=Path, default=COST)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    if arguments.only and arguments.out == COST:
+        parser.error(f"--only: name another file by --out, since {COST.name} has all methods, measured together")
     names: list[str] = arguments.only or params.load(arguments.preset).run.methods
     found: dict[str, Any] = {}
     prepared(arguments.work / "prepared", params.load(arguments.preset))  # here: it takes memory that no training does

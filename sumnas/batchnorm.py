@@ -29,6 +29,7 @@ def norms(network: nn.Module) -> list[nn.BatchNorm2d]:
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set every BN's running mean and variance to the exact pooled ones of its inputs over all `batches` of images.
 
+    Batches are [N, C, H, W], normalised as in training.
     Every pass normalises by its own batch, as in training; the statistics are pooled over batches of any sizes
     (weighted by their pixels), and the variance is that of the population. A BN that no input reaches keeps mean 0
     and variance 1. The network is left in evaluation mode; parameters stay untouched. ValueError where a BN sees a
@@ -88,7 +89,7 @@ def get_statistics(network: nn.Module) -> Tensor:
 
 
 def set_statistics(network: nn.Module, statistics: Tensor) -> None:
-    """Put back what `get_statistics` gave; ValueError where it is of another network."""
+    """Put back what `get_statistics` gave, [2, C]; ValueError where it is of another network."""
     layers = norms(network)
     sizes = [layer.num_features for layer in layers]
     if statistics.shape != (2, sum(sizes)):

@@ -127,7 +127,7 @@ def _tip(run: Ranked, i: int) -> str:
 def axis(
     values: NDArray[np.float64], start: float, end: float, limits: tuple[float, float] | None = None
 ) -> tuple[NDArray[np.float64], list[Tick]]:
-    """Return the values' positions between `start` and `end` (a margin left free), and the ticks in the range."""
+    """Return the positions [A] of the values [A] between `start` and `end` (a margin left free), and ticks there."""
     from matplotlib.ticker import MaxNLocator
 
     low, high = limits or (float(values.min()), float(values.max()))

@@ -1,7 +1,4 @@
-"""The `sumnas` command: what a trained supernet says of an architecture, what one costs, how it looks, what is missing.
-
-Completion: `eval "$(_SUMNAS_COMPLETE=bash_source sumnas)"` (or zsh_source, fish_source).
-"""
+"""The `sumnas` command: what a supernet says of an architecture, what one costs, how it looks, what is missing."""
 
 from __future__ import annotations
 
@@ -23,6 +20,10 @@ PARAMS = click.option(
     help="the settings file",
 )  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table")
+COMPLETION = """\b
+Completion of commands and options (zsh_source, fish_source for other shells):
+  eval "$(_SUMNAS_COMPLETE=bash_source sumnas)"
+"""
 ARCHITECTURES = click.argument("architectures", nargs=-1, required=True, metavar="ARCH...")
 
 
@@ -42,13 +43,13 @@ class _Commands(click.Group):
         sys.exit(1)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=COMPLETION)
 @click.version_option(package_name="sumnas")
 def main() -> None:
     """Architectures and supernets of this project, from the command line. The pipeline itself: `dvc repro`."""
 
 
-@main.command()
+@main.command(short_help="Predict accuracies with a trained supernet.")
 @ARCHITECTURES
 @click.option(
     "--weights", type=click.Path(path_type=Path), required=True, help="results/supernet/<run>/weights.safetensors"
@@ -75,7 +76,7 @@ def score(architectures: Sequence[str], weights: Path, prepared: Path, settings:
     _show(rows, as_json)
 
 
-@main.command()
+@main.command(short_help="Count multiply-adds and parameters of architectures.")
 @ARCHITECTURES
 @PARAMS
 @JSON
@@ -89,8 +90,11 @@ def cost(architectures: Sequence[str], settings: Path, as_json: bool) -> None:
     _show(rows, as_json)
 
 
-@main.command()
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("data/latency.csv"), show_default=True)
+@main.command(short_help="Measure every operator's milliseconds here.")
+@click.option(
+    "-o", "--output", "--out", "out", type=click.Path(path_type=Path), default=Path("data/latency.csv"),
+    show_default=True,
+)  # fmt: skip
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="of the CPU")
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="images that run together")
@@ -136,7 +140,7 @@ def draw(architecture: str, output: Path, settings: Path) -> None:
     click.echo(output)
 
 
-@main.command()
+@main.command(short_help="Hand over a retrained network as plain torch files.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("network"), show_default=True)
 @click.option("--network", "which", help="which one, where several were retrained: its limit (0.3, none) or string")
@@ -157,7 +161,7 @@ def export(folder: Path, output: Path, which: str | None, prepared: Path, onnx: 
     click.echo(f"{', '.join(differences)}: differ by at most {max(differences.values()):.2g} -> {output}")
 
 
-@main.command("import-benchmark")
+@main.command("import-benchmark", short_help="Bring published accuracies into one table.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("table.csv"), show_default=True)
 @PARAMS
 def import_benchmark(output: Path, settings: Path) -> None:
@@ -195,12 +199,12 @@ def presets(folder: Path, as_json: bool) -> None:
         rows.append({
             "preset": path.stem, "data": loaded.data.source, "space": loaded.space.name,
             "benchmark": loaded.benchmark.source, "epochs": loaded.supernet.epochs,
-            "runs": len(loaded.run.methods) * len(loaded.run.seeds), "methods": " ".join(loaded.run.methods),
+            "runs": len(loaded.run.methods) * len(loaded.run.seeds), "methods": list(loaded.run.methods),
         })  # fmt: skip
-    _show(rows, as_json)
+    _show(rows if as_json else [{**row, "methods": _listed(row["methods"])} for row in rows], as_json)
 
 
-@main.command()
+@main.command(short_help="Estimate images and hours that the settings cost.")
 @click.option("--train", type=click.IntRange(1), help="training images of the set, before any are held out")
 @click.option("--test", type=click.IntRange(0), help="its test images")
 @click.option("--batch", type=click.IntRange(2), help="images of a batch while measuring  [default: the supernet's]")
@@ -238,7 +242,7 @@ def estimate(
     )
 
 
-@main.command()
+@main.command(short_help="Say what this machine has and lacks.")
 @PARAMS
 @JSON
 def doctor(settings: Path, as_json: bool) -> None:
@@ -266,6 +270,11 @@ def _decoded(space: Space, texts: Sequence[str]) -> list[Architecture]:
         return [space.decode(text) for text in texts]
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _listed(names: Sequence[str], most: int = 10) -> str:
+    """Return the names in a line; of many, such as those of a grid of settings, the first ones and how many follow."""
+    return " ".join(names) if len(names) <= most else f"{' '.join(names[:3])} and {len(names) - 3} more"
 
 
 def _show(rows: Sequence[dict[str, Any]], as_json: bool) -> None:

@@ -160,7 +160,7 @@ class Predictor:
 
 
 def calibration_batches(data: Prepared, settings: CalibrationSettings) -> Sequence[Tensor]:
-    """Return the calibration images, normalised, as batches of about `batch_size`.
+    """Return the calibration images, normalised, as batches [N, C, H, W] of about `batch_size`.
 
     Batches are equal up to one image: a last batch of a few images would give a BN a poor estimate to pass on.
     """

@@ -57,13 +57,13 @@ class MixtureMethod(GradientMethod):
         )
 
     def move_alphas(self, gradient: Tensor) -> None:
-        """Take one Adam step on the alphas."""
+        """Take one Adam step on the alphas by a gradient of their shape, [layers, operators]."""
         self.alphas.grad = gradient
         self.alpha_optimizer.step()
         self.alphas.grad = None
 
     def entropy(self) -> Tensor:
-        """Mean over the layers of the entropy of the operators' probabilities, in nats."""
+        """Mean over the layers of the entropy of the operators' probabilities, in nats: a scalar."""
         logarithms = self.alphas.detach().log_softmax(1)
         return -(logarithms.exp() * logarithms).sum(1).mean()
 

@@ -65,6 +65,8 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "search": SearchSettings,
     "retrain": RetrainSettings,
 }
+BRANCH = re.compile(r"literal\[.*\]|constrained-.*|int|list\[.*\]")
+"""What pydantic puts behind a key that takes one of several kinds: no part of the key."""
 DYNAMIC = ("space", "methods", "further")
 """Blocks whose model depends on what they name, or which hold a block of a free name each."""
 
@@ -232,8 +234,9 @@ def _validate(model: type[BaseModel], raw: Mapping[str, Any], key: str, problems
     try:
         return model.model_validate(dict(raw))
     except ValidationError as failure:
+        said: dict[str, str] = {}
         for error in failure.errors():
-            location = [str(part) for part in error["loc"]]
+            location = [str(part) for part in error["loc"] if not BRANCH.fullmatch(str(part))]
             name = ".".join([key, *location])
             if error["type"] == "extra_forbidden":
                 fields = _fields(model, location[:-1])
@@ -243,7 +246,10 @@ def _validate(model: type[BaseModel], raw: Mapping[str, Any], key: str, problems
             else:
                 message = re.sub(r"^(Input|Value error,)\s*(should)?\s*", "", error["msg"])
                 message = re.sub(r"^be ", "must be ", message)
-                problems.append(f"{name} = {error['input']!r}: {message}")
+                value = f"{name} = {error['input']!r}"
+                # Where one of several kinds is wanted, there is an error of each.
+                said[value] = f"{said[value]}, or {message.removeprefix('must be ')}" if value in said else message
+        problems += [f"{value}: {message}" for value, message in said.items()]
         return None
 
 

@@ -42,7 +42,7 @@ Key = tuple[int, int, int]
 
 
 def read_listing(path: Path) -> tuple[NDArray[np.bytes_], NDArray[np.int64], NDArray[np.int64]]:
-    """Return paths, labels and lengths in bytes, in a form that worker processes share without copying it."""
+    """Return paths, labels and lengths in bytes, [N] each, in a form that worker processes share without copying it."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.reader(file)
         if tuple(next(rows, ())) != COLUMNS:
@@ -90,7 +90,7 @@ class ImageFiles:
         return out
 
     def in_order(self, batch_size: int) -> Iterator[Tensor]:
-        """Yield the whole split, batch by batch; what fits is decoded once and kept."""
+        """Yield the whole split in batches [n, size, size, 3] uint8; what fits is decoded once and kept."""
         numbers = torch.arange(len(self))
         if self._kept is None and len(self) * self.size**2 * 3 <= self.keep:
             self._kept = self[numbers]

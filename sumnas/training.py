@@ -18,6 +18,7 @@ from sumnas.data import Batch, Batches, Prepared
 from sumnas.digested import Digested
 from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
+from sumnas.initialisation import Initialisation
 from sumnas.methods.base import Engine, Method, Pass, module_of
 from sumnas.precision import Arithmetic
 from sumnas.spaces.base import Architecture, Supernet
@@ -32,11 +33,14 @@ class SupernetSettings(Digested):
     """Block `supernet`: what every method is trained with."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    left_out = {"processes": "auto", "split_batch": 1}
+    left_out = {"processes": "auto", "split_batch": 1, "initialisation": "default"}
 
     epochs: int = Field(ge=1, description="an epoch is floor(images / batch size) rounds of every method")
     batch_size: int = Field(ge=2)
     augmentation: Augmentation
+    initialisation: Initialisation = Field(
+        "default", description="torch's own of every layer, or kaiming: normal by fan-out, a small classifier"
+    )
     engine: Literal[Engine, "auto"] = Field(
         "auto", description="paths of a strictly fair round one by one or all at once (lockstep); auto: that on a GPU"
     )

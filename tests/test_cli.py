@@ -106,6 +106,11 @@ def test_presets_are_listed_with_what_they_run(monkeypatch: pytest.MonkeyPatch) 
     rows = {row["preset"]: row for row in json.loads(call("presets", "--json").stdout)}
     assert set(rows) == {path.stem for path in (ROOT / "presets").glob("*.yaml")}
     assert rows["cifar10-paper"]["epochs"] == 200 and rows["quick"]["data"] == "digits"
+    assert rows["quick"]["methods"] == ["spos", "fairnas", "sumnas-k2", "sumnas-k4"]
+    lines = {line.split()[0]: line for line in call("presets").stdout.splitlines()}
+    assert set(lines) == {"preset", *rows}
+    assert lines["quick"].endswith("  spos fairnas sumnas-k2 sumnas-k4")
+    assert len(rows["lr-sensitivity"]["methods"]) == 48 and lines["lr-sensitivity"].endswith(" and 45 more")
 
 
 @pytest.mark.parametrize(
@@ -162,6 +167,29 @@ def test_the_doctor_speaks_of_the_lock_file_where_dvc_can_be_asked(
     assert "dvc.lock: half written" in call("doctor", code=1).stdout
     monkeypatch.setitem(sys.modules, "dvc.schema", None)  # as where DVC is not installed: to be named, not a traceback
     assert "dvc.lock" not in call("doctor").stdout
+
+
+def test_the_overview_of_commands_is_whole_sentences() -> None:
+    said = CliRunner().invoke(main, ["--help"], terminal_width=80).stdout
+    commands = said.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in commands] == sorted(main.commands)
+    assert all(line.endswith(".") and not line.endswith("..") for line in commands)
+    assert '\n    eval "$(_SUMNAS_COMPLETE=bash_source sumnas)"\n' in said
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("sumnas sc", "plain,score\n"), ("sumnas score --we", "plain,--weights\n"), ("sumnas draw -o x", "file,x\n")],
+)
+def test_words_are_completed(
+    words: str, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    monkeypatch.setenv("_SUMNAS_COMPLETE", "bash_complete")
+    with pytest.raises(SystemExit, match="^0$"):
+        main(prog_name="sumnas")
+    assert capsys.readouterr().out == expected
 
 
 def test_help_needs_no_torch() -> None:

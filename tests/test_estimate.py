@@ -79,6 +79,14 @@ def test_orbits_are_computed_whole() -> None:
     # By function 149 orbits have one alone, which is scored one by one.
     function = search.model_copy(update={"engine": "lockstep", "memoise": "function"})
     assert estimate.scored(function, space) == 5 * (3125 - 149) + 149
+    # How many more that is than one by one, as the page says.
+    ratios = [
+        estimate.scored(of.model_copy(update={"engine": "lockstep"}), space) / estimate.scored(of, space)
+        for of in (search, search.model_copy(update={"memoise": "function"}))
+    ]
+    page = " ".join((ROOT / "docs/method.md").read_text(encoding="utf-8").split())
+    assert f"{estimate.scored(function, space):,} by function)" in page
+    assert f"has to score {ratios[0]:.1f} times as many a second ({ratios[1]:.1f}) to be faster" in page
 
 
 def test_a_rate_is_that_of_the_clock() -> None:

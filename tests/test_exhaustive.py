@@ -20,6 +20,7 @@ from sumnas.benchmark import table
 from sumnas.errors import UserError
 from sumnas.evaluation import Predictor, Score
 from sumnas.exhaustive import cases, in_orbits, orbit
+from sumnas.lockstep.scoring import OrbitPredictor
 from sumnas.spaces import base
 from sumnas.spaces.base import Architecture
 from sumnas.spaces.nasbench201 import NASBench201, terms
@@ -207,6 +208,20 @@ def test_any_number_of_shards_gives_the_same(project: Path) -> None:
     assert found == expected and three == one
 
 
+@pytest.mark.parametrize("engine", ["sequential", "lockstep"])
+def test_shards_beyond_the_work_there_is_are_empty(project: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = orbit(CONNECTED[0], 5)
+    monkeypatch.setattr(NASBench201, "architectures", lambda self: iter(few))
+    change(lambda settings: settings["run"].update(shards=list(range(6))))
+    change(lambda settings: settings["search"].update(engine=engine, limits=[None]))
+    for shard in range(6):
+        run(RUN, ["score"], shard)
+    filled = {path.stem for path in SCORES.glob("*.csv") if rows_of(path)}
+    assert "0" in filled and "5" not in filled and len(list(SCORES.glob("*.csv"))) == 6
+    assert len(scores()) == sum(PAPER.connected(a) for a in few)
+    run(RUN, ["search"])
+
+
 def test_in_lockstep_orbits_have_the_scores_of_one_by_one(
     project: Path, calls: list[Architecture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,3 +342,33 @@ def test_interrupted_scores_go_on_behind_the_last_finished_block(
     calls.clear()
     run(RUN, ["score"])
     assert len(calls) == count - 16 and (SCORES / "0.csv").read_bytes() == whole
+
+
+def test_interrupted_orbits_go_on_behind_the_last_finished_block(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orbits = [orbit(a, 5) for a in random.Random(4).sample(CONNECTED, 4)]
+    monkeypatch.setattr(NASBench201, "architectures", lambda self: iter([a for members in orbits for a in members]))
+    monkeypatch.setattr(score, "BLOCK", 9)  # one orbit
+    change(lambda settings: settings["search"].update(engine="lockstep", limits=[None]))
+    predict, seen = OrbitPredictor.__call__, list[Architecture]()
+
+    def noting(self: OrbitPredictor, wanted: list[Architecture]) -> list[Score]:
+        seen.append(wanted[0])
+        if len(seen) == stop:
+            raise KeyboardInterrupt
+        return predict(self, wanted)
+
+    monkeypatch.setattr(OrbitPredictor, "__call__", noting)
+    stop = 0
+    run(RUN, ["score"])
+    whole, every = (SCORES / "0.csv").read_bytes(), list(seen)
+    assert len(every) > 3
+    seen.clear()
+    stop = 3
+    with pytest.raises(KeyboardInterrupt):
+        run(RUN, ["score"])
+    seen.clear()
+    stop = 0
+    run(RUN, ["score"])
+    assert seen == every[2:] and (SCORES / "0.csv").read_bytes() == whole

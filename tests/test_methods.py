@@ -331,3 +331,34 @@ def test_the_protocol_itself_is_no_strategy() -> None:
         module = base.module_of(name)
         assert issubclass(module.METHOD, Method)
         assert module.Settings.model_config["extra"] == "forbid"
+
+
+SGD = {"learning_rate": 0.2, "momentum": 0.0, "schedule": "cosine", "weight_decay": 4e-5}
+HALVES = {"learning_rate": 0.025, "minimum_rate": 0.001, "momentum": 0.9, "nesterov": True, "schedule": "cosine",
+          "weight_decay": 5e-4, "clip_norm": 5.0, "train_share": 0.5, "alpha_learning_rate": 3e-4,
+          "alpha_betas": (0.5, 0.999), "alpha_weight_decay": 1e-3, "alpha_scale": 1e-3}  # fmt: skip
+PUBLISHED = {
+    "spos": SGD,
+    "fairnas": {**SGD, "rounds": 1},
+    "wpl": {**SGD, "batches_per_path": 7, "alpha": 60.0, "alpha_epochs": 15, "alpha_decay": 1.0, "fisher_decay": 0.1,
+            "fisher_norm": 10.0},
+    "nsas": {**SGD, "members": 8, "weight": 0.5, "draws": 10, "recent": 50, "neighbours": 10},
+    "cream": {**SGD, "warmup": 20 / 120, "board": 10, "margin": 5.0, "stored": 4, "sampling": "board",
+              "matching_every": 200, "matching_learning_rate": 1e-4, "matching_clip_norm": 1.0},
+    "darts": {**HALVES, "order": 1, "difference": 1e-2},
+    "gdas": {**HALVES, "tau_first": 10.0, "tau_last": 0.1},
+    "enas": {"learning_rate": 0.05, "momentum": 0.9, "nesterov": True, "schedule": "cosine", "weight_decay": 2.5e-4,
+             "clip_norm": 5.0, "train_share": 0.5, "controller_steps": 50, "controller_samples": 20, "choice": 100,
+             "controller_learning_rate": 1e-3, "controller_betas": (0.0, 0.999), "controller_eps": 1e-3,
+             "controller_clip_norm": 5.0, "hidden": 32, "temperature": 5.0, "tanh_constant": 2.5,
+             "entropy_weight": 1e-4, "baseline_decay": 0.99},
+}  # fmt: skip
+"""Settings of the papers and of NAS-Bench-201; of SPOS to Cream the rates of SUMNAS's table 1."""
+
+
+@pytest.mark.parametrize("strategy", PUBLISHED)
+def test_the_defaults_are_the_published_settings(strategy: str) -> None:
+    module = base.module_of(strategy)
+    settings = module.Settings(strategy=strategy).model_dump()
+    assert {key: settings[key] for key in PUBLISHED[strategy]} == PUBLISHED[strategy]
+    assert set(base.names()) == {*PUBLISHED, "sumnas"}  # which has no default for its k

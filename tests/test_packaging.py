@@ -19,6 +19,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests import browser
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 BUILD = "import setuptools.build_meta as b; b.build_wheel('dist'); b.build_sdist('dist')"
@@ -127,6 +129,8 @@ def test_the_services_files_say_what_this_tree_says() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
     steps = workflow["jobs"]["ci"]["steps"]
     assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
+    names = " ".join(browser.NAMES)  # where none of them is found, it installs one
+    assert f"type -P {names})" in (ROOT / ".ci/run").read_text(encoding="utf-8")
     (python,) = (step["with"]["python-version"] for step in steps if "setup-python" in step.get("uses", ""))
     assert PROJECT["requires-python"] == f">={python}"
     for name in ("Dockerfile", "apptainer.def"):

@@ -73,6 +73,15 @@ CASES: dict[str, tuple[Callable[[Blocks], object], str]] = {
         lambda b: b["retrain"].update(processes=1000),
         "retrain.processes = 1000: more than the 64 images of retrain.recipe.batch_size",
     ),
+    "neither of two kinds": (
+        lambda b: b["retrain"].update(processes=0),
+        "retrain.processes = 0: must be 'auto', or greater than or equal to 1",
+    ),
+    "neither a number nor a list": (
+        lambda b: b["benchmark"]["pool"].update(architectures="x"),
+        "benchmark.pool.architectures = 'x': must be a valid integer, unable to parse string as an integer, or a valid "
+        "list",
+    ),
     "processes that make no whole groups": (
         lambda b: b["supernet"].update(processes=3, split_batch=2),
         "supernet.processes = 3: supernet.split_batch = 2 of them share a batch; set a multiple of it",

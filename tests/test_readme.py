@@ -57,3 +57,22 @@ def test_the_report_on_cifar10_says_what_the_predictions_say() -> None:
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         assert {int(seed) for seed in cells[1].split(",")} == found[method]
         assert cells[3].split(" ")[0] == f"{sum(values) / len(values):.3f}"
+
+
+def test_trials_of_the_same_change_are_compared_with_each_other() -> None:
+    folder = ROOT / cifar10_report.RESULTS
+    trials = yaml.safe_load((ROOT / "benchmarks/cifar10_trials.yaml").read_text(encoding="utf-8"))
+
+    def tau(name: str) -> float:
+        rows = list(csv.DictReader((folder / name / "predictions.csv").read_text().splitlines()))
+        return float(kendalltau(*([float(row[key]) for row in rows] for key in ("reference", "predicted"))).statistic)
+
+    wanted = [
+        tau(f"{one}-0") - tau(f"{other}-0")
+        for one, entry in trials.items()
+        for other, changed in trials.items()
+        if entry["changes"] == changed["changes"] and (entry["method"][:6], changed["method"]) == ("sumnas", "fairnas")
+        if (folder / f"{one}-0").exists() and (folder / f"{other}-0").exists()
+    ]
+    lines = cifar10_report.paired_trials(folder).splitlines()[2:]
+    assert len(wanted) >= 3 and [line.split("|")[3].strip() for line in lines] == [f"{value:+.3f}" for value in wanted]

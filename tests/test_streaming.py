@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,23 @@ def test_an_epoch_in_memory_goes_on_from_its_middle(prepared: Path, augmentation
     memory = Prepared({"train": every_image(data.images["train"])}, data.labels, data.mean, data.std, data.classes)
     whole = epoch(memory, 1, augmentation=augmentation)
     assert same(epoch(memory, 1, start=1, augmentation=augmentation), whole[1:])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_for_a_gpu_come_in_pinned_memory(prepared: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    class Loader:
+        def __init__(self, *_: object, pin_memory: bool, **__: object) -> None:
+            asked.append(pin_memory)
+            raise StopAsyncIteration  # no GPU is needed to know
+
+    monkeypatch.setattr(streaming, "DataLoader", Loader)
+    data = load(prepared)
+    data.labels["train"] = SimpleNamespace(device=torch.device(device))  # type: ignore[assignment]
+    with pytest.raises(StopAsyncIteration):
+        next(Batches(data, torch.arange(8), 4, 0).epoch(0))
+    assert asked == [device == "cuda"]
 
 
 def test_held_out_batches_are_streamed_too(prepared: Path) -> None:
@@ -314,7 +332,7 @@ print(sum(1 for _ in range(12) if next(epoch)), flush=True)  # and the rest is n
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.stdout.readline() == "12\n"
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
         assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     finally:
         process.kill()

@@ -123,3 +123,10 @@ def test_the_cost_of_a_training_is_that_of_a_part_of_it(tmp_path: Path) -> None:
     assert (found["epochs"], found["measured_epochs"]) == (7, 2)
     assert found["hours"] == pytest.approx(found["seconds"] * 3.5 / 3600, abs=6e-4)
     assert found["seconds"] > 0.05 and found["peak_memory_mb"] > 100
+
+
+def test_some_methods_alone_do_not_take_the_place_of_all(capsys: pytest.CaptureFixture[str]) -> None:
+    before = table1_cost.COST.read_bytes()
+    with pytest.raises(SystemExit) as end:
+        table1_cost.main(["--only", "spos-long"])
+    assert end.value.code == 2 and "--out" in capsys.readouterr().err and table1_cost.COST.read_bytes() == before

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import quote
@@ -30,6 +30,8 @@ TAUS = {"fairnas": 0.53125, "sumnas-k2": 0.59375}
 TEXT = "document.body.innerText"
 FILTER = quote("tags.stage = 'rank'")
 PATIENCE = 90.0
+START = 240.0
+"""Seconds that MLflow may take to answer for the first time."""
 PLACE = """(element => { if (!element) return null; const box = element.getBoundingClientRect();
     return box.width ? [box.x + box.width / 2, box.y + box.height / 2] : null; })"""
 UNFOLD = """document.querySelector("[row-index='0'] [col-id='attributes.`Run Name`'] :is(button, [role=img])")"""
@@ -78,7 +80,7 @@ def track(method: str, tau: float) -> None:
 
 def answers(url: str, log: Path) -> None:
     """Wait until the server answers."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + START
     while True:
         with contextlib.suppress(URLError, ConnectionError), urlopen(url, timeout=5) as answer:
             if answer.status == 200:
@@ -93,21 +95,39 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Brows
         yield running
 
 
-def press(page: browser.Page, element: str) -> None:
-    """Click on the middle of an element, once it is there."""
-    page.click(*page.until(f"{PLACE}({element})", PATIENCE))
+def press(page: browser.Page, element: str, effect: str, first: Callable[[], None] = lambda: None) -> None:
+    """Click on the middle of an element, once it is there, until that has its effect; `first` goes before every click.
+
+    Rows move while the page fills them, so a click may land beside its element: it is repeated, as a person would. The
+    effect is looked at before every click, so that none undoes the one before.
+    """
+    end = time.monotonic() + PATIENCE
+    while not page.evaluate(effect):
+        assert time.monotonic() < end, f"{element} was pressed, but {effect} does not hold"
+        first()
+        if place := page.evaluate(f"{PLACE}({element})"):
+            page.click(*place)
+        with contextlib.suppress(AssertionError):
+            page.until(effect, 3.0)
 
 
 def test_two_methods_are_selected_and_compared(chromium: browser.Browser, runs: tuple[str, dict[str, str]]) -> None:
     address, keys = runs
     page = chromium.page(1400, 1000)
     page.open(f"{address}/#/experiments/1/runs?searchFilter={FILTER}")
-    press(page, UNFOLD)
-    for method in TAUS:
-        row = f"[...document.querySelectorAll('[role=row]')].find(r => r.innerText.includes('rank {method}-0'))"
-        press(page, f"{row}?.querySelector('.ag-checkbox-input')")
-    press(page, "[...document.querySelectorAll('button')].find(b => b.innerText.trim() == 'Compare')")
-    page.until("location.hash.startsWith('#/compare-runs')", PATIENCE)
+    boxes = {
+        method: f"[...document.querySelectorAll('[role=row]')].find(r => r.innerText.includes('rank {method}-0'))"
+        "?.querySelector('.ag-checkbox-input')"
+        for method in TAUS
+    }
+    press(page, UNFOLD, " && ".join(f"!!{box}" for box in boxes.values()))
+
+    def select() -> None:
+        for box in boxes.values():
+            press(page, box, f"!!{box}?.checked")
+
+    compare = "[...document.querySelectorAll('button')].find(b => b.innerText.trim() == 'Compare')"
+    press(page, compare, "location.hash.startsWith('#/compare-runs')", select)
     assert all(key in page.evaluate("location.hash") for key in keys.values())
     page.until(f"{TEXT}.includes('Show diff only')", PATIENCE)
     text = page.until(f"{TEXT}.includes('spearman_rho') && {TEXT}", PATIENCE)

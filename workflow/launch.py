@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from sumnas import distributed
 from sumnas.distributed import ALONE, Place, Ranks
@@ -82,14 +82,29 @@ def start(stage: str, processes: int) -> int:
     except SignalException as stop:
         return 128 + stop.sigval
     except ChildFailedError as failed:
-        # One that was killed before one that met with its end.
-        rank, failure = min(failed.failures.items(), key=lambda item: item[1].exitcode > 0)
-        if failure.exitcode > 0:  # it has said why
-            return failure.exitcode
-        killed = signal.Signals(-failure.exitcode)
+        rank = cause(failed.failures)
+        code = failed.failures[rank].exitcode
+        if code > 0:  # it has said why
+            return code
+        killed = signal.Signals(-code)
         say(
             f"{stage}: error: process {rank} of {processes} was ended by {killed.name}; run the same command again to "
             "go on from the last checkpoint"
         )
         return 128 + killed
     return 0
+
+
+def cause(failures: Mapping[int, Any]) -> int:
+    """Return the process that the others followed; `failures` has exit code and time (whole seconds) of each.
+
+    One that was killed comes before one that met with its end, but not where the launcher did it: at the first failure
+    it sends SIGTERM to all others, and SIGKILL much later to those that do not end.
+    """
+    first = min(failure.timestamp for failure in failures.values())
+
+    def order(rank: int) -> tuple[bool, bool, bool]:
+        failure = failures[rank]
+        return failure.exitcode == -signal.SIGTERM, failure.timestamp > first + 1, failure.exitcode > 0
+
+    return min(failures, key=order)

@@ -73,22 +73,22 @@ def train_once(job: Job, space: Space, prepared: Prepared, text: str) -> tuple[d
                 space, space.decode(text), prepared, settings.recipe, settings.seed, on_epoch, **work.resumable(text),
                 ranks=job.ranks,
             )  # fmt: skip
-            if not job.ranks.first:  # all have the same
-                return {}, {}
-            entry = {
-                "architecture": text,
-                "macs": space.macs(space.decode(text)),
-                "params": space.params(space.decode(text)),
-                "seed": settings.seed,
-                "test_accuracy": trained.scores["test"].accuracy,
-                "validation_accuracy": trained.scores["validation"].accuracy
-                if "validation" in trained.scores
-                else None,
-                "test_top5": trained.scores["test"].top5,
-                "validation_top5": trained.scores["validation"].top5 if "validation" in trained.scores else None,
-            }
-            files.write_tensors(kept, trained.network.state_dict(), entry)
-            work.clear(keep=kept.name)
+            if job.ranks.first:  # all have the same
+                validation = trained.scores.get("validation")
+                entry = {
+                    "architecture": text,
+                    "macs": space.macs(space.decode(text)),
+                    "params": space.params(space.decode(text)),
+                    "seed": settings.seed,
+                    "test_accuracy": trained.scores["test"].accuracy,
+                    "validation_accuracy": validation.accuracy if validation else None,
+                    "test_top5": trained.scores["test"].top5,
+                    "validation_top5": validation.top5 if validation else None,
+                }
+                files.write_tensors(kept, trained.network.state_dict(), entry)
+                work.clear(keep=kept.name)
+            work.look()  # a signal that came while the network was scored: the next would know nothing of it
+            work.stop_if_asked()
         elif job.ranks.first:
             say(f"retrain {text}: trained before, for another run")
         return files.read_tensors(kept) if job.ranks.first else ({}, {})

@@ -38,6 +38,9 @@ def main(job: Job) -> str:
     served = {group[0]: group for group in cases(space, flatten=job.params.memoise == "function")}
     together = [[a] for a in served] if engine == "sequential" else in_orbits(served, len(space.candidates))
     share = together[int(job.names["shard"]) :: len(job.params.shards)]
+    if not share:
+        files.write_csv(path, COLUMNS, [])
+        return f"nothing is left to score: {len(job.params.shards)} shards share {len(together)} pieces of work"
     predictor = inputs.predictor(job, space)
     predict: Callable[[Sequence[Architecture]], list[Score]] = (
         OrbitPredictor(predictor) if engine == "lockstep" else lambda one: [predictor(a) for a in one]

@@ -10,6 +10,7 @@ from sumnas import distributed, files, seeding, training
 from sumnas.batchnorm import CalibrationSettings
 from sumnas.data import Prepared
 from sumnas.evaluation import EvaluationSettings, Predictor
+from sumnas.initialisation import initialise
 from sumnas.methods.base import module_of
 from sumnas.paths import uniform_path
 from sumnas.progress import Progress, say
@@ -32,6 +33,7 @@ def main(job: Job) -> str:
     prepared = job.data(space)
     with seeding.scoped(job.seed, "supernet"):
         supernet = space.supernet()
+        initialise(supernet, settings.initialisation)
     settings.arithmetic.place(supernet, job.device)
     method, batches, heldout = training.assemble(supernet, prepared, settings, method_settings, job.seed, job.ranks)
     progress = training.Progress()

@@ -100,6 +100,7 @@ class Cream(GradientMethod):
     def match(self, path: Architecture) -> tuple[Architecture, Tensor]:
         """Return the board's path with the largest score as a teacher of this one, and rho, the sigmoid of its score.
 
+        rho is a scalar tensor that carries the matching layer's gradient.
         Scores are the matching layer's of the difference of two softmaxes on the member's images: this path's now,
         and the member's own when it entered.
         """
@@ -144,9 +145,10 @@ class Cream(GradientMethod):
     def improve_matching(self, images: Tensor, labels: Tensor, path: Architecture, rate: float) -> Tensor:
         """Move the matching layer to lower the loss of half the batch after a virtual step on the other half.
 
+        Images are [N, C, H, W], labels [N], N at least 2.
         The step is SGD's at the present rate, without momentum or decay: w' = w - rate (rho g_KD + (2 - rho) g_CE)/2.
         It is linear in rho, and only rho depends on the layer, so the loss's derivative by rho is exactly
-        -rate <dL/dw', (g_KD - g_CE)/2>. The weights are put back. Returns the loss.
+        -rate <dL/dw', (g_KD - g_CE)/2>. The weights are put back. Returns the loss, a scalar.
         """
         assert self.matching is not None
         half, parameters = len(images) // 2, self.supernet.path_choices(path) + self.supernet.shared

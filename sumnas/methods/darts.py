@@ -69,6 +69,7 @@ class DARTS(MixtureMethod):
     def unrolled(self, training: Batch, held: Batch, rate: float) -> tuple[Tensor, Tensor]:
         """Return the held-out loss after the weights' next step on `training`, and its gradient by the alphas.
 
+        The gradient is [layers, operators], the loss a scalar.
         The step w' is the optimiser's own with momentum and weight decay, but for the clipping. With v the gradient
         of the held-out loss by w', the gradient by the alphas is its direct part less rate * d2 L / dalpha dw * v,
         for which two gradients at w +- R v are subtracted, R = difference / |v| (equations 7 and 8).

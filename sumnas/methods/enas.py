@@ -138,6 +138,7 @@ class ENAS(GradientMethod):
     def reinforce(self, log_p: Tensor, rewards: Sequence[float]) -> Tensor:
         """Return the loss whose gradient is REINFORCE's, minus the mean of log p x (reward - baseline).
 
+        `log_p` [paths] are the drawn paths' log probabilities, rewards are fractions of 1 with their entropy's share.
         Each reward is measured against the baseline before it: that leaves the gradient's mean as it is.
         """
         advantages = []

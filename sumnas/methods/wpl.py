@@ -115,7 +115,7 @@ class WPL(GradientMethod):
 def penalise(
     parameters: Sequence[nn.Parameter], anchors: Sequence[Tensor], fisher: Sequence[Tensor], alpha: float
 ) -> Tensor:
-    """Add the penalty's gradient, alpha F (theta - anchor), to the parameters' own; return the penalty."""
+    """Add the penalty's gradient, alpha F (theta - anchor), to the parameters' own; return the penalty, a scalar."""
     away = list(torch._foreach_sub(list(parameters), list(anchors)))
     pull = list(torch._foreach_mul(away, list(fisher)))
     torch._foreach_mul_(away, pull)

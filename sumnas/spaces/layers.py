@@ -21,7 +21,7 @@ class ReLUConvBN(nn.Module):
         self.norm = nn.BatchNorm2d(outputs, affine=affine, track_running_stats=track)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the three."""
+        """[N, Cin, H, W] -> [N, Cout, H/stride, W/stride]."""
         out: Tensor = self.norm(self.conv(F.relu(x)))
         return out
 
@@ -30,7 +30,7 @@ class AveragePool(nn.Module):
     """3x3 average over what lies inside the image, stride 1, shape kept, no normalisation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Average; the padding is not counted."""
+        """[N, C, H, W] -> the same shape; the padding is not counted."""
         return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 

@@ -110,7 +110,7 @@ class SqueezeExcitation(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply by the gates."""
+        """[N, C, H, W] -> the same shape, every channel times its gate of 0 to 1."""
         out: Tensor = x * self.gate(x.mean((2, 3), keepdim=True))
         return out
 
@@ -133,7 +133,7 @@ class InvertedResidual(nn.Module):
         self.residual = place.stride == 1 and place.inputs == place.outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the block."""
+        """[N, Cin, H, W] -> [N, Cout, H/stride, W/stride]."""
         out: Tensor = self.project(self.excite(self.depthwise(self.expand(x))))
         return x + out if self.residual else out
 

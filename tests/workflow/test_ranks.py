@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -10,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher import api
 
-from sumnas import files
+from sumnas import files, retraining
+from sumnas.checkpoint import Interrupted
 from sumnas.distributed import Place
 from sumnas.errors import UserError
 from tests import in_process
 from workflow import launch, retrain, train_supernet
 from workflow.stage import Job, make_job
-from workflow.stages import SHARED, STAGES
+from workflow.stages import FOUND, RETRAIN, SHARED, STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "sumnas-k2-0"
@@ -90,6 +96,30 @@ def test_retraining_has_a_number_of_its_own(tmp_path: Path, monkeypatch: pytest.
         launch.together(job, 2).__enter__()
 
 
+def test_a_signal_while_a_network_is_scored_stops_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_process.begin(tmp_path, monkeypatch, partial(name_it, "retrain", {"enabled": True}))
+    in_process.run(RUN, ["prepare_data"])
+    names = [f"|{one}~0|+|none~0|none~1|+|nor_conv_1x1~0|none~1|none~2|" for one in ("none", "skip_connect")]
+    found = [{"limit": limit, "architecture": text} for limit, text in zip((1, None), names, strict=True)]
+    files.write_json(Path(FOUND.format(run=RUN)), {"method": "sumnas-k2", "cost": "macs", "found": found})
+    evaluate = retraining.evaluate
+
+    def signalled(*arguments: Any, **named: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(retraining, "evaluate", signalled)
+        in_process.run(RUN, ["retrain"])
+    (kept,) = tmp_path.glob("checkpoints/retrain/*/network.safetensors")  # the first is whole, the second not begun
+    before = kept.read_bytes()
+    in_process.run(RUN, ["retrain"])
+    result = files.read_json(Path(RETRAIN.format(run=RUN)))
+    assert [entry["architecture"] for entry in result["networks"]] == names and kept.read_bytes() == before
+
+
 @pytest.mark.parametrize(("stage", "block"), SHARED.items())
 def test_the_number_is_part_of_the_digest_where_it_is_named(
     stage: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -110,6 +140,36 @@ def test_the_number_is_part_of_the_digest_where_it_is_named(
             works.append(work.folder.name)
     assert digests[0] == digests[1] and len(set(digests)) == len(asked) - 1
     assert len(set(works)) == 1  # any number of processes goes on from a checkpoint
+
+
+@pytest.mark.parametrize(
+    ("ended", "code", "text"),
+    [
+        ({0: (1, 0), 1: (-signal.SIGKILL, 0)}, 137, "process 1 of 2 was ended by SIGKILL"),  # 0 has lost 1
+        ({1: (-signal.SIGSEGV, 0), 0: (1, 9)}, 139, "process 1 of 2 was ended by SIGSEGV"),
+        ({0: (1, 0), 1: (-signal.SIGTERM, 0)}, 1, ""),  # 1 was through when the launcher ended it
+        ({0: (1, 0), 1: (-signal.SIGKILL, 30)}, 1, ""),  # 1 did not end by itself
+        ({0: (143, 0), 1: (143, 0)}, 143, ""),
+        ({0: (-signal.SIGTERM, 0), 1: (-signal.SIGTERM, 0)}, 143, "process 0 of 2 was ended by SIGTERM"),
+    ],
+    ids=str,
+)
+def test_the_end_is_that_of_the_process_that_the_others_followed(
+    ended: dict[int, tuple[int, int]], code: int, text: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    failures = {rank: ProcessFailure(rank, 1, exitcode, "none") for rank, (exitcode, _) in ended.items()}
+    for rank, (_, seconds) in ended.items():
+        failures[rank].timestamp = 1000 + seconds
+
+    def launched(*_: Any) -> Any:
+        raise ChildFailedError("train_one", failures)
+
+    monkeypatch.setattr(api, "elastic_launch", lambda *_: launched)
+    monkeypatch.setattr(logging, "disable", lambda _: None)
+    assert launch.start("train_one", 2) == code
+    said = capsys.readouterr().err
+    assert said == "" if not text else said.startswith(f"train_one: error: {text}; run the same command again")
 
 
 @pytest.mark.parametrize("place", [None, Place(0, 1, 0)])

@@ -225,6 +225,7 @@ def test_observers_exist_and_make_no_result() -> None:
         "workflow/check.py",
         "workflow/lockfile.py",
         "workflow/means.py",
+        "workflow/pieces.py",
         "workflow/preset.py",
         "workflow/readme.py",
         "workflow/train_one.py",

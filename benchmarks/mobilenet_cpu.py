@@ -1,0 +1,114 @@
+"""The paper's second half at the scale of two cores, in pieces: makes what docs/results/mobilenet-cpu/ lacks.
+
+    python -m benchmarks.mobilenet_cpu references     # every architecture of the pool with every seed: minutes each
+    python -m benchmarks.mobilenet_cpu references --minutes 30          # begin none after half an hour
+    python -m benchmarks.mobilenet_cpu table          # their means as one table, once all are there
+    python -m benchmarks.mobilenet_cpu run fairnas-0  # a supernet: trained, recalibrated, ranked, searched
+    python -m benchmarks.mobilenet_cpu run sumnas-k2-0
+    python -m benchmarks.mobilenet_cpu retrain fairnas-0                # what that search found, from scratch
+    python -m benchmarks.mobilenet_cpu retrain sumnas-k2-0
+    python -m benchmarks.mobilenet_report             # the report of all that
+
+The settings are presets/mobilenet-cpu.yaml, the images the folder data/raw/cifar10, or the one that `--images` names;
+params.yaml and results/ of this clone are not touched: stages run in a folder of their own, `--work`. Each piece is
+written when it is whole, with its time beside it, and what is there is not made again: commit docs/results/ after each.
+Within a piece a call that was stopped goes on from the checkpoints that its stages left on that machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+
+from sumnas import files
+from sumnas.errors import UserError
+from workflow import pieces
+from workflow.pieces import Plan
+from workflow.stages import FOUND, RETRAIN
+
+PRESET = "mobilenet-cpu"
+COMMAND = "python -m benchmarks.mobilenet_cpu"
+RANKED = ("supernet/{run}/history.csv", "ranking/{run}/predictions.csv", "ranking/{run}/scatter.svg",
+          "ranking/{run}/metrics.json")  # fmt: skip
+SEARCHED = ("search/{run}/history.csv", "search/{run}/scored.csv", "search/{run}/pareto.svg", "search/{run}/found.json")
+"""What is kept of a run: small files, from which the report is made. The supernet's weights are not among them."""
+
+
+def run(plan: Plan, name: str, work: Path) -> None:
+    """Train one supernet in a folder of its own, rank it and search with it, and keep the small files."""
+    kept = plan.folder / name
+    if (kept / "search/run.json").exists():
+        print(f"{kept}: is there")
+        return
+    if not plan.table.exists():
+        raise UserError(f"{plan.table}: is not there yet; run `{plan.command} references`, then `{plan.command} table`")
+    folder, text = pieces.project(plan, work / name)
+    results = folder / "results"
+    prepare = ("prepare_data", "build_benchmark", "build_further", "sample_architectures", "describe_method")
+    stages = (*prepare, "train_supernet", "recalibrate_bn", "rank", "search")
+    pieces.call_once(folder, text, name, [plan.table], *stages)
+    pieces.keep(results, kept, RANKED, name)
+    pieces.keep(results, kept / "search", SEARCHED, name)
+    train, rank, search = (
+        files.read_json(path)
+        for path in (results / f"supernet/{name}/run.json", results / f"ranking/{name}/run.json",
+                     results / f"search/{name}/run.json")
+    )  # fmt: skip
+    seconds = sum(stage["seconds"] for stage in (train, rank))
+    pieces.note(plan, kept / "run.json", f"run {name}", seconds, train_seconds=train["seconds"],
+                train_peak_memory_mb=train["peak_memory_mb"])  # fmt: skip
+    pieces.note(plan, kept / "search/run.json", f"run {name}", search["seconds"],
+                peak_memory_mb=search["peak_memory_mb"])  # fmt: skip
+
+
+def retrain(plan: Plan, name: str, work: Path) -> None:
+    """Train what a run's search found from scratch; needs its found.json alone."""
+    kept = plan.folder / name
+    if (kept / "retrain/run.json").exists():
+        print(f"{kept / 'retrain'}: is there")
+        return
+    found = kept / "search/found.json"
+    if not found.exists():
+        raise UserError(f"{found}: is not there yet; run `{plan.command} run {name}`")
+    folder, text = pieces.project(plan, work / name)
+    target = folder / FOUND.format(run=name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(found, target)
+    began = time.monotonic()
+    pieces.call_once(folder, text, name, [found], "prepare_data", "retrain")
+    pieces.keep(folder / "results", kept / "retrain", [RETRAIN.removeprefix("results/")], name)
+    pieces.note(plan, kept / "retrain/run.json", f"retrain {name}", time.monotonic() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("piece", choices=("references", "table", "run", "retrain"))
+    parser.add_argument("name", nargs="?", help="of a run, such as fairnas-0")
+    parser.add_argument("--work", type=Path, default=Path.home() / ".cache/sumnas" / PRESET, help="folder to work in")
+    parser.add_argument("--images", type=Path, help="the folder of pictures, in the place of data.path")
+    parser.add_argument("--minutes", type=float, default=1e6, help="references: begin no network after that time")
+    parser.add_argument("--seed", type=int, help="references: only this seed, so that two processes can share the work")
+    arguments = parser.parse_args()
+    plan = Plan(PRESET, COMMAND, images=arguments.images)
+    work: Path = arguments.work.absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    if arguments.piece in ("run", "retrain") and arguments.name is None:
+        parser.error(f"{arguments.piece}: which one? such as fairnas-0")
+    try:
+        if arguments.piece == "references":
+            left = pieces.references(plan, work, 60 * arguments.minutes, arguments.seed)
+            print(f"{left} are missing still" if left else "all are there")
+        elif arguments.piece == "table":
+            pieces.write_table(plan)
+        else:
+            (run if arguments.piece == "run" else retrain)(plan, arguments.name, work)
+    except UserError as error:
+        raise SystemExit(f"{COMMAND}: error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""A long run in pieces: each leaves small files in docs/results/<preset>/, and the next goes on from what is there.
+
+These files are committed as they come, so that a machine that is lost costs the piece in hand and no more.
+benchmarks/cifar10_cpu.py and benchmarks/mobilenet_cpu.py are such runs.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import yaml
+
+from sumnas import data, files, params, preparation
+from sumnas.benchmark import pool, table
+from sumnas.machine import cpu_model
+from sumnas.params import Params
+from sumnas.preparation import DataSettings
+from sumnas.spaces import base
+from workflow import sources
+from workflow.stages import STAGES
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMES = ("architecture", "seed", "seconds", "processor_seconds", "cpu", "python", "torch")
+"""Of references_seconds.csv. Empty where a row is older than the column."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A preset whose pieces are made, the command that makes them, and the project that holds both."""
+
+    preset: str
+    command: str
+    root: Path = ROOT
+    images: Path | None = None
+    """In the place of the preset's `data.path`."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the small files lie."""
+        return self.root / "docs/results" / self.preset
+
+    @property
+    def rows(self) -> Path:
+        """Accuracies of the references, a row per architecture and seed."""
+        return self.folder / "references.csv"
+
+    @property
+    def times(self) -> Path:
+        """What each row took, and on what."""
+        return self.folder / "references_seconds.csv"
+
+    @property
+    def table(self) -> Path:
+        """The references as one table, a valid input of `benchmark.source: table`."""
+        return self.folder / "benchmark.csv"
+
+    def text(self, preset: str | None = None) -> dict[str, Any]:
+        """Return the blocks of this preset, or of another one, with a path of the images that holds in any folder."""
+        path = self.root / f"presets/{preset or self.preset}.yaml"
+        blocks: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if blocks["data"].get("path") is not None:
+            blocks["data"]["path"] = str((self.images or self.root / blocks["data"]["path"]).absolute())
+        return blocks
+
+    def settings(self) -> Params:
+        """Return the preset's settings."""
+        return params.load(self.root / f"presets/{self.preset}.yaml")
+
+    def prepared(self, work: Path) -> data.Prepared:
+        """Load the images, prepared in a folder that belongs to these settings of theirs alone."""
+        settings = DataSettings.model_validate(self.text()["data"])
+        return prepared(work / f"prepared-{files.digest(settings.model_dump(mode='json'))[:12]}", settings)
+
+
+def prepared(folder: Path, settings: DataSettings) -> data.Prepared:
+    """Prepare the images into `folder`, where that was not done, and load them."""
+    if not (folder / "manifest.json").exists():
+        preparation.prepare(settings, folder)
+    return data.load(folder)
+
+
+def references(plan: Plan, work: Path, seconds: float, only: int | None = None) -> int:
+    """Train what is missing of the pool, one network at a time; return how many are missing still.
+
+    None is begun once the `seconds` are over. `only` one of the seeds, so that two processes can share the work.
+    """
+    import torch
+
+    settings = plan.settings()
+    torch.set_num_threads(settings.run.threads)
+    space, wanted = base.build(settings.space), settings.benchmark.pool
+    deadline = time.monotonic() + seconds
+    todo = [(a, s) for s in wanted.seeds if only in (None, s) for a in pool.draw(space, wanted)]
+    images: data.Prepared | None = None
+    for number, (architecture, seed) in enumerate(todo, 1):
+        key = {"architecture": space.encode(architecture), "seed": str(seed)}
+        if _has(plan, key):
+            continue
+        if time.monotonic() > deadline:
+            break
+        if images is None:
+            images = plan.prepared(work)
+        began, used = time.monotonic(), time.process_time()
+        (row,) = pool.train_share(space, [architecture], images, wanted.model_copy(update={"seeds": [seed]}))
+        took = {
+            **key, "seconds": round(time.monotonic() - began, 1),
+            "processor_seconds": round(time.process_time() - used, 1), **_versions(),
+        }  # fmt: skip
+        with filelock.FileLock(work / "lock"):  # another process may have added rows meanwhile
+            files.write_csv(plan.rows, pool.COLUMNS, [*read(plan.rows, pool.COLUMNS), row])
+            older = [{name: r.get(name, "") for name in TIMES} for r in read(plan.times, TIMES[:3])]
+            files.write_csv(plan.times, TIMES, [*older, took])
+        print(f"{number}/{len(todo)}: {key['architecture']} {seed}: {row['accuracy']:.2f} %", flush=True)
+    return sum(not _has(plan, {"architecture": space.encode(a), "seed": str(s)}) for a, s in todo)
+
+
+def _has(plan: Plan, key: Mapping[str, str]) -> bool:
+    return any(key.items() <= row.items() for row in read(plan.rows, pool.COLUMNS))
+
+
+def _versions() -> dict[str, str]:
+    import torch
+
+    return {"cpu": cpu_model(), "python": platform.python_version(), "torch": torch.__version__}
+
+
+def read(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Read the rows of a file that may not be there yet."""
+    return files.read_csv(path, tuple(columns)) if path.exists() else []
+
+
+def write_table(plan: Plan) -> None:
+    """Bring the trained references into the one table, with what they took beside it."""
+    settings = plan.settings()
+    space = base.build(settings.space)
+    table.write(plan.table, space, pool.merge([plan.rows], space, settings.benchmark.pool))
+    seconds = float(sum(float(row["seconds"]) for row in read(plan.times, TIMES[:3])))
+    note(plan, plan.folder / "references_run.json", "references", seconds)
+    count = len(table.read(plan.table, space).architectures)
+    print(f"{plan.table}: {count} architectures, {seconds / 3600:.2f} core-hours")
+
+
+def project(plan: Plan, work: Path, preset: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """Make the folder that stages run in, and return it with the preset's settings on the trained references."""
+    folder = work / "project"
+    for part in ("sumnas", "workflow"):
+        shutil.copytree(ROOT / part, folder / part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    text = plan.text(preset)
+    seeds = [f"{table.PER_SEED}{seed}" for seed in text["benchmark"]["pool"]["seeds"]]
+    text["benchmark"] |= {"source": "table", "table": {"path": str(plan.table), "seeds": seeds}}
+    files.write_csv(folder / "results/benchmark/shards/0.csv", pool.COLUMNS, [])
+    return folder, text
+
+
+def call(folder: Path, text: Mapping[str, Any], name: str, *stages: str) -> None:
+    """Run stages for one run in the folder, with these settings."""
+    files.write_text(folder / "params.yaml", yaml.safe_dump(dict(text), sort_keys=False))
+    for stage in stages:
+        per = STAGES[stage].per
+        arguments = ("--run", name) if "seed" in per else ()
+        if stage == "describe_method":
+            arguments = ("--method", name.rpartition("-")[0])
+        subprocess.run([sys.executable, "-m", f"workflow.{stage}", *arguments], cwd=folder, check=True,
+                       env={**os.environ, "PYTHONPATH": str(folder), "SUMNAS_TRACKING": "off"})  # fmt: skip
+
+
+def call_once(folder: Path, text: Mapping[str, Any], name: str, inputs: Sequence[Path], *stages: str) -> None:
+    """Run stages as `call` does, but for those that were done there with the same settings, sources and `inputs`.
+
+    What a stage of the list reads of an earlier one has not changed where that was not run again.
+    """
+    key = files.digest([dict(text), name, *(files.sha256(path) for path in inputs)])
+    for stage in stages:
+        code = sources.of_stage(stage, text["space"]["name"])
+        if stage == "train_supernet":
+            code.append(f"sumnas/methods/{text['methods'][name.rpartition('-')[0]]['strategy']}.py")
+        key = files.digest([key, stage, *(files.sha256(folder / path) for path in code)])
+        mark = folder / "done" / f"{stage}-{name}"
+        if not mark.exists() or mark.read_text(encoding="utf-8") != key:
+            call(folder, text, name, stage)
+            files.write_text(mark, key)
+
+
+def keep(results: Path, target: Path, templates: Sequence[str], name: str) -> None:
+    """Copy a run's files, named by templates under results/, into a folder of their own."""
+    target.mkdir(parents=True, exist_ok=True)
+    for template in templates:
+        source = results / template.format(run=name)
+        shutil.copyfile(source, target / source.name)
+
+
+def note(plan: Plan, path: Path, command: str, seconds: float, **more: object) -> None:
+    """Write what varies from run to run."""
+    files.write_json(path, {
+        "command": f"{plan.command} {command}", "seconds": round(seconds, 1), **more,
+        "machine": platform.machine(), "threads": 1, "numpy": np.__version__, **_versions(),
+    })  # fmt: skip
