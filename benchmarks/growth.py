@@ -5,19 +5,28 @@
 
 From one setting (k=2, m=5, batch 64, C=16) one thing at a time is varied, and the median time of an outer step
 of SUMNAS is measured, the values in turn: adaptation steps k, candidates m, images a batch, channels. Then the time to
-score a number of architectures, and to rank them with a bootstrap interval. `slope` is that of log time over log value:
-1 is proportional; below it something is shared or fixed, above it something grows faster than the work.
+score a number of architectures, and to rank them with a bootstrap interval; and, where the machine has several cores
+(GPUs on a GPU), the time of a step that 1, 2, ... processes share, by ranks.py. `slope` is that of log time over log
+value: 1 is proportional; below it something is shared or fixed, above it something grows faster than the work. Of
+processes it is negative: -1 would be half the time with twice as many; with two and m = 5 a split allows -0.74.
 
-The networks are a chain of residual 3x3 convolutions, so that m can be any number: every layer chooses one of m.
+The networks are a chain of residual 3x3 convolutions, so that m can be any number: every layer chooses one of m. They
+train in the engine that `auto` takes on the device (`engine`; `--engine` names one). First the engines are compared in
+float64, to 1e-10.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +36,9 @@ from torch import Tensor, nn
 from sumnas import files, seeding
 from sumnas.batchnorm import recalibrate
 from sumnas.evaluation import SubModel, evaluate
+from sumnas.lockstep.rounds import FairRound
 from sumnas.machine import cpu_model
+from sumnas.methods.base import Engine
 from sumnas.methods.sumnas import SUMNAS, Settings
 from sumnas.paths import uniform_path
 from sumnas.ranking import RankingSettings, kendall
@@ -59,6 +70,17 @@ class Chain(Supernet):
         self.choices = [[list(one.parameters()) for one in layer] for layer in self.layers]  # type: ignore[union-attr]
         self.shared = [*self.stem.parameters(), *self.head.parameters()]
 
+    def lockstep(self, images: Tensor, fair: FairRound) -> Tensor:
+        """[N, 3, H, W] images -> [m, N, classes] logits."""
+        layers = [[self.residual(one) for one in layer] for layer in self.layers]  # type: ignore[union-attr]
+        x = fair.chain(fair.first("stem", images), layers)
+        return fair.shared("head", x.mean((3, 4)))
+
+    @staticmethod
+    def residual(operator: nn.Module) -> Callable[[Tensor], Tensor]:
+        """Return the operator with its input added."""
+        return lambda x: x + operator(x)
+
     def forward(self, x: Tensor, architecture: Architecture) -> Tensor:
         """[N, 3, H, W] images -> [N, classes] logits."""
         x = self.stem(x)
@@ -86,13 +108,55 @@ def slope(values: list[int], took: list[float]) -> float:
     return round(float(np.polyfit(np.log(values), np.log(took), 1)[0]), 3)
 
 
-def training(name: str, values: list[int], base: dict[str, int], rounds: int, device: torch.device) -> dict[str, Any]:
+def method_of(supernet: Chain, k: int, engine: Engine | Literal["auto"]) -> SUMNAS:
+    """Return SUMNAS with this engine."""
+    method = SUMNAS(supernet.train(), Settings(strategy="sumnas", adaptation_steps=k), 10**6, 0)
+    method.use(engine)
+    return method
+
+
+def check(device: torch.device) -> float:
+    """Return the largest difference of a weight between the engines after some steps; stop at 1e-10."""
+    methods = [method_of(chain(3, 4, device).double(), 2, engine) for engine in ("sequential", "lockstep")]
+    x, y = images(12, device)
+    for method in methods:
+        for _ in range(3):
+            method.step([[(x.double(), y)] * 2])
+    pairs = zip(*(method.supernet.parameters() for method in methods), strict=True)
+    worst = max(float((one - other).detach().abs().max()) for one, other in pairs)
+    if not worst < 1e-10:
+        raise SystemExit(f"the engines differ by {worst}: nothing is timed")
+    return worst
+
+
+def processes(worlds: list[int], options: argparse.Namespace) -> dict[str, Any]:
+    """Time a step that several processes share, by ranks.py: NAS-Bench-201's cells at k=2."""
+    took: list[float] = []
+    for world in worlds:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "ranks.json"
+            words = [f"--world={world}", f"--device={options.device}", f"--threads={options.threads}", f"--out={out}"]
+            words += [f"--rounds={options.rounds}", "--k=2", "--spaces=nasbench201", *["--tiny"] * options.tiny]
+            command = [sys.executable, str(Path(__file__).with_name("ranks.py")), *words]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+            (row,) = files.read_json(out)["rows"]
+        took = took or [row["seconds_per_step"]["one"]]
+        # Each number beside one process in turn: by its ratio, so that a slow minute of the machine leaves the slope.
+        took.append(took[0] / row["times_as_fast"])
+    values = [1, *worlds]
+    return {"values": values, "ms": [round(1e3 * t, 3) for t in took], "slope": slope(values, took)}
+
+
+def training(
+    name: str, values: list[int], base: dict[str, int], rounds: int, device: torch.device, engine: Engine
+) -> dict[str, Any]:
     """Time an outer step with one of the settings at each of the values, in turn."""
     works = []
     for value in values:
         size = {**base, name: value}
-        supernet = chain(size["m"], size["channels"], device).train()
-        method = SUMNAS(supernet, Settings(strategy="sumnas", adaptation_steps=size["k"]), 10**6, 0)
+        method = method_of(chain(size["m"], size["channels"], device), size["k"], engine)
         given = [[images(size["batch"], device)] * size["k"]]
         works.append(lambda method=method, given=given: method.step(given))
     for work in works:
@@ -136,23 +200,34 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1, help="torch threads on the CPU (default 1)")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--engine", default="auto", choices=("auto", "sequential", "lockstep"))
+    parser.add_argument(
+        "--worlds", type=int, nargs="*", help="numbers of processes (default: 2, 4 as cores or GPUs allow)"
+    )
     parser.add_argument("--tiny", action="store_true", help="of no interest, in seconds: does it run?")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/growth-<device>.json")
     options = parser.parse_args(words)
     torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
+    device, load = torch.device(options.device), os.getloadavg()[0]
+    worst, engine = check(device), method_of(chain(2, 4, device), 1, options.engine).engine
+    print(f"the engines agree to {worst:.1e}; timed is {engine}", flush=True)
     base = {**BASE, "batch": 4, "channels": 4} if options.tiny else BASE
     found = {
-        name: training(name, values, base, options.rounds, device)
+        name: training(name, values, base, options.rounds, device, engine)
         for name, values in (TINY if options.tiny else VARIED).items()
     }
     found |= scoring([1, 2] if options.tiny else COUNTS, base, device)
+    there = torch.cuda.device_count() if device.type == "cuda" else (os.cpu_count() or 1) // options.threads
+    if worlds := [w for w in (2, 4) if w <= there] if options.worlds is None else options.worlds:
+        found["processes"] = processes(worlds, options)
     for name, row in found.items():
         print(f"{name}: {dict(zip(row['values'], row['ms'], strict=True))} ms, slope {row['slope']}")
     result = {
         "benchmark": "growth", "date": datetime.date.today().isoformat(), "seed": 0,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_model(), "threads": options.threads,
         "system": platform.system(), "python": platform.python_version(), "torch": torch.__version__,
+        "engine": engine, "engines_differ_by": worst, "cores": os.cpu_count(),
+        "load_before": round(load, 1), "load_after": round(os.getloadavg()[0], 1),
         "base": base, "layers": LAYERS, "image_size": IMAGE, "rounds": options.rounds, "grows_with": found,
     }  # fmt: skip
     files.write_json(options.out or Path(__file__).parent / "results" / f"growth-{options.device}.json", result)

@@ -9,8 +9,10 @@ same paths and batches, the order changing from round to round; the other proces
 
 With m paths and w processes one of these has ceil(m / w) paths, so that a step can be at most m / ceil(m / w) times as
 fast: 5/3 with two processes for m = 5 (NAS-Bench-201), 2 for m = 6 (MobileNet). Paths cost differently: `bound_by_macs`
-is what the multiply-adds of the paths that were drawn allow, the mean over the rounds. With `--split s` the paths are
-shared by w / s groups, and each batch by the s processes of a group: s times what so many groups allow.
+is what the multiply-adds of the paths that were drawn allow, the mean over the rounds; `sum_ms` is one sum over the
+processes of as much as a step sums. With `--split s` the paths are shared by w / s groups, and each batch by the s
+processes of a group: s times what so many groups allow. `bars`: what is aimed at with two processes, and where that is
+missed by how much and why.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bars import of_ranks
 from counted import seconds
 
 from sumnas import distributed, seeding
@@ -139,12 +142,17 @@ def measure(
                 took = seconds(lambda: alone.step([given]), device)
             if number >= 0:
                 times[side].append(took)
-        macs = [space.macs(path) for path, _ in shared.passes]
         if number >= 0:
-            bounds.append(split * sum(macs) / max(sum(macs[group::groups]) for group in range(groups)))
+            bounds.append(split * (sum(shared.loads) / max(shared.loads) if groups > 1 else 1))
         if ranks.from_first(number >= 2 and time.monotonic() > until):
             break
-    return row(space, k, batch, groups, split, times, bounds)
+    weights = [parameter.detach().clone() for parameter in shared.supernet.parameters()]
+    sums = []
+    for _ in range(5):
+        ranks.wait()
+        sums.append(seconds(lambda: ranks.add(weights), device))
+    found = row(space, k, batch, groups, split, times, bounds)
+    return {**found, "sum_ms": round(1e3 * float(np.median(sums)), 3)}
 
 
 def row(
@@ -174,6 +182,8 @@ def options_of(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each (default 1)")
     parser.add_argument("--rounds", type=int, default=15, help="at most, per row (default 15)")
     parser.add_argument("--minutes", type=float, default=8.0, help="that the timing may take (default 8)")
+    parser.add_argument("--k", type=int, nargs="*", help="adaptation steps (default: 1, 2, 4)")
+    parser.add_argument("--spaces", nargs="*", choices=("nasbench201", "mobilenet"), help="(default: both)")
     parser.add_argument("--tiny", action="store_true", help="networks of no interest, in seconds: does it run?")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/ranks[-split]-<device>.json")
     return parser.parse_args(words)
@@ -181,12 +191,13 @@ def options_of(words: list[str] | None) -> argparse.Namespace:
 
 def main(options: argparse.Namespace, ranks: Ranks) -> None:
     torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
+    device, load = torch.device(options.device), os.getloadavg()[0]
     size = SIZES["tiny" if options.tiny else options.device]
     worst = check(ranks, options.split, device)
     if ranks.first:
         print(f"one process and {ranks.world} agree to {worst:.1e}", flush=True)
-    cases = [(settings, k) for settings in size["spaces"] for k in size["k"]]
+    spaces = [settings for settings in size["spaces"] if settings["name"] in (options.spaces or settings["name"])]
+    cases = [(settings, k) for settings in spaces for k in options.k or size["k"]]
     start, rows = time.monotonic(), []
     for number, (settings, k) in enumerate(cases):
         until = start + 60 * options.minutes * (number + 1) / len(cases)
@@ -203,6 +214,9 @@ def main(options: argparse.Namespace, ranks: Ranks) -> None:
         "backend": "nccl" if device.type == "cuda" else "gloo",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_model(), "cpus": os.cpu_count(),
         "system": platform.system(), "python": platform.python_version(), "torch": torch.__version__, "rows": rows,
+        "load_before": round(load, 1), "load_after": round(os.getloadavg()[0], 1),
+        "bars_for": "two processes that share paths",
+        "bars": of_ranks(rows) if (ranks.world, options.split) == (2, 1) else [],
     }  # fmt: skip
     name = f"ranks{'-split' * (options.split > 1)}-{options.device}.json"
     out = options.out or Path(__file__).parent / "results" / name

@@ -9,6 +9,7 @@ the order of summation. Ranks may also stand together in groups, each of which s
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -134,6 +135,36 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def dealt(costs: Sequence[float], room: Sequence[int], loads: list[float]) -> list[list[int]]:
+    """Deal paths with these costs out, so many to each group as it has room for, that the busiest has little to do.
+
+    `loads` has what each group has so far, and what it has then. The dearest path first goes to the group with the
+    least to do; then paths of the busiest group and others change places as long as that helps. All ranks that call it
+    alike get the same.
+    """
+    shares: list[list[int]] = [[] for _ in room]
+    for number in sorted(range(len(costs)), key=lambda number: -costs[number]):
+        free = [group for group in range(len(room)) if len(shares[group]) < room[group]]
+        group = min(free, key=loads.__getitem__)
+        shares[group].append(number)
+        loads[group] += costs[number]
+    while True:
+        busiest = max(range(len(room)), key=loads.__getitem__)
+        changes = [
+            (max(loads[busiest] - costs[i] + costs[j], loads[group] + costs[i] - costs[j]), group, i, j)
+            for group in range(len(room))
+            for i, j in itertools.product(shares[busiest], shares[group])
+            if costs[i] > costs[j]
+        ]
+        if not changes or min(changes)[0] >= loads[busiest]:
+            return [sorted(share) for share in shares]
+        _, group, i, j = min(changes)
+        for one, gone, come in ((busiest, i, j), (group, j, i)):
+            shares[one].remove(gone)
+            shares[one].append(come)
+            loads[one] += costs[come] - costs[gone]
 
 
 @contextlib.contextmanager

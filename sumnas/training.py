@@ -42,7 +42,7 @@ class SupernetSettings(Digested):
         "default", description="torch's own of every layer, or kaiming: normal by fan-out, a small classifier"
     )
     engine: Literal[Engine, "auto"] = Field(
-        "auto", description="paths of a strictly fair round one by one or all at once (lockstep); auto: one by one"
+        "auto", description="paths of a strictly fair round one by one or all at once (lockstep); auto: that on a GPU"
     )
     processes: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto",

@@ -31,9 +31,10 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> list[ReplayedGraph]:
         made.append(ReplayedGraph())
         return made[-1]
 
-    def begin(self: Captured, inputs: Any) -> None:
-        capture(self, inputs)
+    def begin(self: Captured, inputs: Any) -> list[torch.Tensor]:
+        expected = capture(self, inputs)
         made[-1].captured = self
+        return expected
 
     capture = Captured._capture
     monkeypatch.setattr(Captured, "_capture", begin)

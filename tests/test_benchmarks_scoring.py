@@ -50,9 +50,13 @@ def test_scoring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_growth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     module, threads = script("growth", monkeypatch), str(torch.get_num_threads())
     assert module.slope([1, 2, 4], [3.0, 12.0, 48.0]) == 2.0
-    module.main(["--tiny", "--device", "cpu", "--rounds", "2", "--threads", threads, "--out", f"{tmp_path}/r.json"])
-    found = json.loads((tmp_path / "r.json").read_text())["grows_with"]
-    assert set(found) == {"k", "m", "batch", "channels", "architectures scored", "architectures ranked"}
+    words = ["--tiny", "--device", "cpu", "--rounds", "2", "--threads", threads, "--out", f"{tmp_path}/r.json"]
+    module.main([*words, "--engine", "lockstep", "--worlds", "2"])
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["engine"] == "lockstep" and 0 < result["engines_differ_by"] < 1e-10
+    found = result["grows_with"]
+    assert set(found) == {"k", "m", "batch", "channels", "architectures scored", "architectures ranked", "processes"}
+    assert found["processes"]["values"] == [1, 2]
     for row in found.values():
         assert len(row["values"]) == len(row["ms"]) and min(row["ms"]) > 0
         assert row["slope"] == pytest.approx(module.slope(row["values"], row["ms"]), abs=0.02)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from sumnas import distributed, training
-from sumnas.distributed import ALONE, Place, Ranks
+from sumnas.distributed import ALONE, Place, Ranks, dealt
 from sumnas.errors import UserError
+from sumnas.methods import sumnas
+from sumnas.spaces.base import Supernet
 from tests import ranks as four
 from tests.processes import said_by
+from tests.tiny import smooth
 from tests.trainings import METHODS, SEED, network, prepared, settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,6 +151,45 @@ def test_every_path_is_of_one_rank_and_none_has_two_more_than_another(world: int
     ]
     assert sorted(sum(shares, [])) == list(range(rounds * count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize(("count", "groups", "before"), [(5, 2, 0), (5, 2, 5), (6, 2, 0), (5, 3, 5), (6, 4, 6)])
+def test_paths_are_dealt_out_by_what_they_cost(count: int, groups: int, before: int) -> None:
+    """Close to the best of all ways, and closer than in turn; each path once, and as many as there is room for."""
+    rng = np.random.default_rng(count)
+    room = [len(Ranks(group, groups).own(count, before)) for group in range(groups)]
+    lost: dict[str, list[float]] = {"dealt": [], "in turn": []}
+    for _ in range(30):
+        costs, begun = rng.uniform(1, 4, count), rng.uniform(0, 1, groups)
+
+        def busiest(shares: Any, costs: Any = costs, begun: Any = begun) -> float:
+            return float(max(begun[group] + sum(costs[list(share)]) for group, share in enumerate(shares)))
+
+        loads = list(map(float, begun))
+        shares = dealt(list(map(float, costs)), room, loads)
+        assert sorted(sum(shares, [])) == list(range(count)) and list(map(len, shares)) == room
+        assert loads == pytest.approx([begun[g] + sum(costs[share]) for g, share in enumerate(shares)])
+        every = (
+            [[i for i in range(count) if way[i] == group] for group in range(groups)]
+            for way in itertools.product(range(groups), repeat=count)
+            if [way.count(group) for group in range(groups)] == room
+        )
+        best = min(map(busiest, every))
+        lost["dealt"].append(busiest(shares) / best)
+        lost["in turn"].append(busiest([Ranks(group, groups).own(count, before) for group in range(groups)]) / best)
+    assert min(lost["dealt"]) > 1 - 1e-9 and np.mean(lost["dealt"]) < 1.02
+    assert np.mean(lost["dealt"]) < np.mean(lost["in turn"]) - 0.03
+
+
+def test_paths_of_a_supernet_that_does_not_know_its_costs_are_dealt_out_in_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = sumnas.SUMNAS(smooth(), sumnas.Settings(strategy="sumnas", adaptation_steps=1), 4, SEED)
+    monkeypatch.setattr(type(method.supernet), "macs", Supernet.macs)
+    paths = [(operator,) * method.layers for operator in range(method.candidates)]
+    for rank in range(2):
+        method.share(Ranks(rank, 2))
+        assert list(method.own(0, paths)) == list(range(rank, method.candidates, 2)) and not method.loads
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,6 @@ def main(job: Job) -> str:
         initialise(supernet, settings.initialisation)
     settings.arithmetic.place(supernet, job.device)
     method, batches, heldout = training.assemble(supernet, prepared, settings, method_settings, job.seed, job.ranks)
-    job.facts |= {"engine": method.engine, "processes": str(job.ranks.world)}
     progress = training.Progress()
     epochs = training.epochs_of(method_settings, settings)
     bar = Progress(f"train_supernet {job.names['run']}", epochs * batches.steps)
@@ -69,6 +68,8 @@ def main(job: Job) -> str:
             on_epoch, space.encode, 1 if job.device == "cpu" else LOOK_EVERY,
             settings.arithmetic,
         )  # fmt: skip
+        # Now, not before: on a GPU `auto` may have found that lockstep cannot be.
+        job.facts |= {"engine": method.engine, "processes": str(job.ranks.world)}
         if job.ranks.first:  # all have the same
             files.write_csv(job.path(HISTORY), training.columns(history), history)
             metadata = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,15 +13,21 @@ Signature = tuple[tuple[torch.Size, torch.dtype], ...]
 
 WARM_UPS = 3
 """Calls before a capture: libraries choose their algorithms and allocate in the first ones."""
+FAR = 0.05
+"""How far a graph's results may be from the function's, as a share of them: rounding is far less, a fault far more."""
+
+
+class CaptureError(RuntimeError):
+    """A captured graph gives something else than its function."""
 
 
 class Captured:
     """`function(*tensors)` with tensors of the same shapes in every call; ValueError at another shape.
 
-    On a GPU the first call captures it as a CUDA graph and later calls copy their inputs and replay it: then the
-    results are overwritten by the next call. The function must not wait for the host nor branch on values, must leave
-    the tensors that it changes as they were (it is also called to warm up), and may read only tensors that stay where
-    they are. `captures` counts the graphs made: one, or something is wrong.
+    On a GPU the first call captures it as a CUDA graph, or `prepare` does so before; later calls copy their inputs and
+    replay it: then the results are overwritten by the next call. The function must not wait for the host nor branch on
+    values, must leave the tensors that it changes as they were (it is also called to warm up), and may read only
+    tensors that stay where they are. `captures` counts the graphs made: one, or something is wrong.
     """
 
     def __init__(self, function: Function, device: torch.device) -> None:
@@ -34,31 +41,61 @@ class Captured:
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Return the function's results for these inputs, which may lie on the host."""
+        self._check_shape(inputs)
+        if not self.graphs:
+            return self.function(*(x.to(self.device) for x in inputs))
+        if self._graph is None:
+            self.prepare(*inputs)
+        for static, x in zip(self._inputs, inputs, strict=True):
+            static.copy_(x, non_blocking=True)
+        assert self._graph is not None
+        self._graph.replay()
+        return self._outputs
+
+    def prepare(self, *inputs: Tensor) -> None:
+        """Make the graph, on a GPU, and replay it once; CaptureError where it does not give what the function gives."""
+        self._check_shape(inputs)
+        if not self.graphs:
+            return
+        expected = self._capture(inputs)
+        assert self._graph is not None
+        self._graph.replay()
+        if (far := distance(self._outputs, expected)) > FAR:
+            raise CaptureError(f"the captured graph's results are off by {far:.0%}")
+
+    def _check_shape(self, inputs: Sequence[Tensor]) -> None:
         signature = tuple((x.shape, x.dtype) for x in inputs)
         if self._signature is None:
             self._signature = signature
         elif signature != self._signature:
             raise ValueError(f"a graph of constant shape got {signature}, and before {self._signature}")
-        if not self.graphs:
-            return self.function(*(x.to(self.device) for x in inputs))
-        if self._graph is None:
-            self._capture(inputs)
-        else:
-            for static, x in zip(self._inputs, inputs, strict=True):
-                static.copy_(x, non_blocking=True)
-        assert self._graph is not None
-        self._graph.replay()
-        return self._outputs
 
-    def _capture(self, inputs: Sequence[Tensor]) -> None:
+    def _capture(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Make the graph; return what the function itself gave for these inputs."""
+        expected: list[Tensor] = []
         self._inputs = [torch.empty_like(x, device=self.device).copy_(x) for x in inputs]
         side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
-                self.function(*self._inputs)
+                expected = self.function(*self._inputs)
         torch.cuda.current_stream(self.device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._outputs = self.function(*self._inputs)
         self.captures += 1
+        return expected
+
+
+def distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return the largest norm of a tensor's difference over its own norm; 0 where what is expected is not finite.
+
+    A tensor of less than a hundredth of all together counts as that: its gradient may be nothing but rounding.
+    """
+    with torch.no_grad():
+        gaps = torch.stack([(a - b).double().norm() for a, b in zip(found, expected, strict=True)])
+        sizes = torch.stack([b.double().norm() for b in expected])
+        if not bool(sizes.isfinite().all()):
+            return 0.0  # a training that goes wrong is told elsewhere
+        far = gaps / sizes.clamp(min=max(float(sizes.norm()) / 100, torch.finfo(torch.float64).tiny))
+        return float(torch.nan_to_num(far, nan=math.inf).max())

@@ -65,6 +65,7 @@ class JointAdaptation:
         self.loss = JointLoss(supernet)
         names = {id(p): name for name, p in supernet.named_parameters()}
         self.shared = {names[id(p)]: p for p in supernet.shared}  # in the supernet's order
+        self.any_round = any_round(supernet)
         self.captured = Captured(self._run, supernet.shared[0].device)
 
     def __call__(self, paths: Sequence[Architecture], batches: Sequence[Batch], rate: float) -> list[Tensor]:
@@ -73,9 +74,23 @@ class JointAdaptation:
         The latter are sums over the paths. `batches` is one per step, or one for all of them. On a GPU the next call
         overwrites what this one returned.
         """
+        return self.captured(*self._inputs(paths, batches, rate))
+
+    def rehearse(self, batches: Sequence[Batch], rate: float) -> None:
+        """Make a GPU's graph ahead of the first call, with batches of its shape; see `Captured.prepare`.
+
+        The weights are as they were, also where it fails.
+        """
+        choices = [p.detach() for p in self.choices.parameters]
+        theta = [p.clone() for p in choices]
+        try:
+            self.captured.prepare(*self._inputs(self.any_round, batches, rate))
+        finally:
+            torch._foreach_copy_(choices, theta)
+
+    def _inputs(self, paths: Sequence[Architecture], batches: Sequence[Batch], rate: float) -> list[Tensor]:
         dtype = next(iter(self.shared.values())).dtype
-        tensors = [tensor for batch in batches for tensor in batch]
-        return self.captured(indices(paths), torch.tensor(rate, dtype=dtype), *tensors)
+        return [indices(paths), torch.tensor(rate, dtype=dtype), *(tensor for batch in batches for tensor in batch)]
 
     def _run(self, index: Tensor, rate: Tensor, *tensors: Tensor) -> list[Tensor]:
         batches = list(zip(tensors[::2], tensors[1::2], strict=True))
@@ -141,6 +156,7 @@ class JointGradient:
     def __init__(self, supernet: Supernet) -> None:
         self.loss = JointLoss(supernet)
         self.named = dict(supernet.named_parameters())
+        self.any_round = any_round(supernet)
         self.captured = Captured(self._run, supernet.shared[0].device)
 
     def __call__(self, paths: Sequence[Architecture], batch: Batch) -> tuple[Tensor, list[Tensor]]:
@@ -148,7 +164,16 @@ class JointGradient:
         losses, *gradients = self.captured(indices(paths), *batch)
         return losses, gradients
 
+    def rehearse(self, batch: Batch) -> None:
+        """Make a GPU's graph ahead of the first call, with a batch of its shape; see `Captured.prepare`."""
+        self.captured.prepare(indices(self.any_round), *batch)
+
     def _run(self, index: Tensor, images: Tensor, labels: Tensor) -> list[Tensor]:
         losses = self.loss(index, images, labels, self.named, False)
         gradients = torch.autograd.grad(losses.sum(), list(self.named.values()), materialize_grads=True)
         return [losses.detach(), *gradients]
+
+
+def any_round(supernet: Supernet) -> list[Architecture]:
+    """Return the simplest strictly fair round: path i has operator i in every layer."""
+    return [(operator,) * len(supernet.choices) for operator in range(len(supernet.choices[0]))]

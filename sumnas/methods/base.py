@@ -6,7 +6,7 @@ import difflib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from sumnas import seeding, sharing
 from sumnas.data import Batch
-from sumnas.distributed import ALONE, Ranks
+from sumnas.distributed import ALONE, Ranks, dealt
 from sumnas.errors import UserError
+from sumnas.lockstep.capture import CaptureError
+from sumnas.progress import say
 from sumnas.schedules import Schedule, factor
 from sumnas.spaces.base import Architecture, Supernet
 
@@ -66,7 +68,8 @@ class Method(ABC):
 
     With `spreads` a step can share its paths out among several processes, each of which then takes the same step up to
     the order of summation; a training can go on in any number of them. `sharers` are those of them that run the same
-    paths, each on its part of every batch, which has `batch_size` images in all.
+    paths, each on its part of every batch, which has `batch_size` images in all. `loads` are the millions of
+    multiply-adds that the last step has dealt out to each group of ranks with the same paths, where there are several.
     """
 
     lockstep: bool = False
@@ -89,9 +92,12 @@ class Method(ABC):
         self.layers = len(supernet.choices)
         self.candidates = len(supernet.choices[0])
         self.engine: Engine = "sequential"
+        self.tentative = False
+        self.untried = False
         self.ranks = ALONE
         self.sharers = ALONE
         self.batch_size = 0
+        self.loads: list[float] = []
 
     @classmethod
     def no_lockstep(cls, settings: Any) -> str | None:
@@ -101,15 +107,49 @@ class Method(ABC):
         return f"strategy {settings.strategy!r} runs no strictly fair rounds; these do: {_having('lockstep')}"
 
     def use(self, engine: Literal[Engine, "auto"]) -> None:
-        """Take an engine; `auto` is sequential. UserError where lockstep is asked for and there is no such step."""
-        if engine == "lockstep":
-            why = self.no_lockstep(self.settings)
-            if why is None and type(self.supernet).lockstep is Supernet.lockstep:
-                why = "this space has no lockstep form"
-            if why is not None:
-                raise UserError(f"supernet.engine = 'lockstep': {why}; set supernet.engine: auto")
-        # On a GPU, too, until the captured graph has been watched on one.
-        self.engine = "sequential" if engine == "auto" else engine
+        """Take an engine. UserError where lockstep is asked for and there is no such step.
+
+        `auto` is lockstep on a GPU where there is such a step, and sequential elsewhere. It is `tentative`: several
+        processes, or a graph that cannot be made, turn it to sequential.
+        """
+        why = self.no_lockstep(self.settings)
+        if why is None and type(self.supernet).lockstep is Supernet.lockstep:
+            why = "this space has no lockstep form"
+        if engine == "lockstep" and why is not None:
+            raise UserError(f"supernet.engine = 'lockstep': {why}; set supernet.engine: auto")
+        self.tentative = engine == "auto"
+        if engine == "auto":
+            engine = "lockstep" if why is None and self.on_gpu else "sequential"
+        self.engine = engine
+        self.untried = engine == "lockstep"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the supernet is on a GPU."""
+        return next(self.supernet.parameters()).device.type == "cuda"
+
+    def rehearse(self, trial: Callable[[], None]) -> None:
+        """Before the first lockstep step make its graph by `trial`, which leaves the weights as they are.
+
+        Where that fails, `auto` goes on path by path and says why; UserError where lockstep was asked for.
+        """
+        self.untried, why = False, ""
+        try:
+            trial()
+        except (torch.OutOfMemoryError, CaptureError) as error:
+            why = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+        except RuntimeError as error:
+            if not self.tentative:
+                raise
+            why = str(error).partition("\n")[0].rstrip(".")
+        if not why:
+            return
+        if not self.tentative:
+            mend = "set supernet.engine: sequential, or a smaller supernet.batch_size"
+            raise UserError(f"supernet.engine = 'lockstep': {why}; {mend}")
+        say(f"supernet.engine: auto goes path by path, not in lockstep: {why}")
+        self.use("sequential")
+        torch.cuda.empty_cache()  # else the other way's passes find what the attempt took
 
     @classmethod
     def no_ranks(cls, settings: Any) -> str | None:
@@ -134,6 +174,8 @@ class Method(ABC):
                 said += "set supernet.processes to a multiple of it, or split_batch: 1"
             raise UserError(f"supernet.split_batch = {split_batch}: {said}")
         if ranks.several:
+            if self.tentative:
+                self.use("sequential")
             paths = self.rounds * self.candidates
             if why is None and self.engine == "lockstep":
                 why = "lockstep runs all paths in one; set supernet.engine: sequential"
@@ -144,9 +186,24 @@ class Method(ABC):
         self.ranks, self.sharers, self.batch_size = ranks, ranks.split(split_batch), batch_size
         sharing.check(self.supernet, self.sharers, batch_size)
 
-    def own(self, turn: int) -> range:
-        """Return which paths of a step's round number `turn` are this rank's."""
-        return self.ranks.own(self.candidates, turn * self.candidates, self.sharers.world)
+    def own(self, turn: int, paths: Sequence[Architecture]) -> Sequence[int]:
+        """Return which paths of a step's round number `turn` are this rank's; a step asks for its rounds in turn.
+
+        Over a step no rank has two more than another. Which ones they are is such that all have about as much to
+        compute, by their multiply-adds, where the supernet knows these.
+        """
+        together, before = self.sharers.world, turn * self.candidates
+        groups = self.ranks.world // together
+        try:
+            costs = [self.supernet.macs(path) for path in paths] if groups > 1 else []
+        except NotImplementedError:
+            costs = []
+        if not costs:
+            return self.ranks.own(len(paths), before, together)
+        if turn == 0:
+            self.loads = [0.0] * groups
+        room = [len(Ranks(group, groups).own(len(paths), before)) for group in range(groups)]
+        return dealt(costs, room, self.loads)[self.ranks.rank // together]
 
     def gather(self, sums: Sequence[Tensor], alike: bool = False) -> None:
         """Add up over the ranks, in place, what each of its own paths has left in `sums`, and let all see all losses.

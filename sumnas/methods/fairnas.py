@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -51,6 +52,8 @@ class FairNAS(GradientMethod):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         self.optimizer.zero_grad(set_to_none=False)
+        if self.joint is not None and self.untried:
+            self.rehearse(partial(self.joint.rehearse, batches[0][0]))
         weight = 1 / len(batches) if self.settings.round_reduction == "mean" else 1.0
         self.passes = []
         others = self.supernet.shared[0].new_zeros(())  # the loss of other ranks' paths
@@ -62,7 +65,7 @@ class FairNAS(GradientMethod):
                 torch._foreach_add_([p.grad for p in self.supernet.parameters()], gradients, alpha=weight)  # type: ignore[misc]
                 continue
             images, labels = batch
-            own = self.own(turn)
+            own = self.own(turn, paths)
             self.passes += [(path, others) for path in paths]
             if not own:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -106,6 +107,8 @@ class SUMNAS(Method):
         if self.settings.path_reduction == "mean":
             weight /= self.candidates
         self.passes = []
+        if self.joint is not None and self.untried:
+            self.rehearse(partial(self.joint.rehearse, batches[0], inner))
         if self.joint is not None:
             norm = self._step_together(self.joint, batches, inner, outer, weight)
         else:
@@ -147,7 +150,7 @@ class SUMNAS(Method):
         for turn, streams in enumerate(batches):
             inputs = streams if settings.batches == "fresh" else [streams[0]] * settings.adaptation_steps
             paths = strictly_fair_paths(self.layers, self.candidates, self.rng)
-            own = self.own(turn)
+            own = self.own(turn, paths)
             self.passes += [(path, others) for path in paths]
             if not own:
                 continue

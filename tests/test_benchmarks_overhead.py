@@ -1,0 +1,62 @@
+"""The benchmark of the engines: a tiny pipeline through one of them, and what its times are made of."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.test_benchmarks_scoring import script
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_job_costs_its_start_and_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[dict[str, Any]] = [{"stage": name, "seconds": 2.0} for name in ("rank", "rank", "score")]
+    found = script("overhead", monkeypatch).row(18.0, runs, [0.5, 0.9, 0.6], {"rank": 1.0, "score": 2.5})
+    assert (found["jobs"], found["stages_s"], found["nothing_to_do_s"]) == (3, 6.0, 0.6)
+    assert found["per_job"] == {"overhead_s": 4.0, "start_s": 1.5, "engine_s": 2.5}
+    assert found["overhead_share"] == pytest.approx(2 / 3, abs=1e-3)
+    assert found["stages"]["rank"] == {"jobs": 2, "seconds": 4.0, "start_s": 1.0}
+
+
+def test_settings_change_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = script("overhead", monkeypatch)
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    found = module.changed(settings, module.TINY)
+    assert found["benchmark"]["pool"]["recipe"] == {
+        **settings["benchmark"]["pool"]["recipe"],
+        "epochs": 1,
+        "batch_size": 256,
+    }
+    assert found["data"] == settings["data"] and found["run"]["methods"] == ["spos"]
+
+
+@pytest.mark.engine
+def test_the_tiny_size_runs(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "benchmarks/overhead.py",
+        "--tiny",
+        "--engines",
+        "snakemake",
+        "--out",
+        f"{tmp_path}/r.json",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert {"commit", "cpu", "cores", "python", "load_before"} <= set(result)
+    (found,) = result["engines"].values()
+    assert found["jobs"] >= len(found["stages"]) >= 13
+    assert 0 < found["stages_s"] < found["wall_s"] and found["nothing_to_do_s"] > 0
+    assert all(row["start_s"] > 0 for row in found["stages"].values())
+    assert found["per_job"]["overhead_s"] > 0
