@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -25,6 +26,9 @@ LONG = [name for name, stage in STAGES.items() if stage.resumes and name != "sum
 """Each is met at work."""
 WANTED = max(len(LONG), int(os.environ.get("SUMNAS_TEST_KILLS", "10")))
 """Times of each engine, at random moments; a pipeline that is through before is compared, and another one is begun."""
+
+LIMIT = 900
+"""Seconds that one call of an engine may take."""
 
 
 def stages_of(clone: Clone) -> dict[int, str]:
@@ -93,32 +97,39 @@ def disturb(
     while wanted:
         process = start(clone, engine)
         try:
-            while True:
-                try:
-                    said, _ = process.communicate(timeout=0.1)
-                    break
-                except subprocess.TimeoutExpired:
-                    if wanted[0] not in stages_of(clone).values():
-                        continue
-                # From its imports on, into the middle of its work.
-                said, _ = process.communicate(timeout=rng.uniform(0.5, 8))
-                break
-        except subprocess.TimeoutExpired:
-            number = next(numbers)
-            met.append(set(stages_of(clone).values()))
-            wanted[:] = [stage for stage in wanted if stage not in met[-1]]
-            if number == signal.SIGINT:  # as Ctrl-C on a terminal: everyone in the foreground gets it
-                os.killpg(process.pid, number)
-            else:
-                process.send_signal(number)
-            said, _ = process.communicate(timeout=120)
-            assert process.returncode != 0
-            none_lives_on(clone, number)
-            continue
+            said = until_it_ends(clone, process, wanted[0], rng.uniform(0.5, 8))
+            if said is None:
+                number = next(numbers)
+                met.append(set(stages_of(clone).values()))
+                wanted[:] = [stage for stage in wanted if stage not in met[-1]]
+                if number == signal.SIGINT:  # as Ctrl-C on a terminal: everyone in the foreground gets it
+                    os.killpg(process.pid, number)
+                else:
+                    process.send_signal(number)
+                process.communicate(timeout=120)
+                assert process.returncode != 0
+                none_lives_on(clone, number)
+                continue
+        finally:
+            if process.poll() is None:  # it hangs
+                os.killpg(process.pid, signal.SIGKILL)
         if process.returncode == 0:
             break
         mend(clone, engine, said)
     return met
+
+
+def until_it_ends(clone: Clone, process: subprocess.Popen[str], stage: str, seconds: float) -> str | None:
+    """Return what an engine said; None so many seconds after a stage was begun: from its imports into its work."""
+    end = time.monotonic() + LIMIT
+    while time.monotonic() < end:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=0.1)[0]
+        if stage in stages_of(clone).values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.communicate(timeout=seconds)[0]
+            return None
+    raise AssertionError(f"neither through nor at {stage} after {LIMIT} s")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
