@@ -38,8 +38,16 @@ try:
     SPACE = PARAMS["space"]["name"]
     BENCHMARK, FURTHER = (PARAMS.get(key) or {} for key in ("benchmark", "further"))
     UNKNOWN = [name for name in METHODS if name not in STRATEGIES]
-except (KeyError, TypeError) as error:
+except (AttributeError, KeyError, TypeError) as error:
     raise WorkflowError(f"params.yaml: {error} is missing or misplaced; run `make check`")
+WRONG = [f"{name}: must be a block" for name, block in PARAMS.items() if not isinstance(block, dict)]
+WRONG += [f"run.{key}: must be a list" for key in ("methods", "seeds", "shards") if not isinstance(RUN[key], list)]
+if not isinstance(THREADS, int):
+    WRONG.append("run.threads: must be a whole number")
+if not os.path.isfile(f"{workflow.basedir}/sumnas/spaces/{SPACE}.py"):
+    WRONG.append(f"space.name: no space is called {SPACE}")
+if WRONG:
+    raise WorkflowError(f"params.yaml: {WRONG[0]}; run `make check`")
 if UNKNOWN:
     raise WorkflowError(f"params.yaml: run.methods: {UNKNOWN[0]}: no such block in methods; run `make check`")
 
@@ -76,7 +84,7 @@ def raw():
     Of an image folder its folders, which tell of images that come and go.
     """
     data = PARAMS.get("data") or {}
-    path = os.path.expanduser(data.get("path") or "")
+    path = os.path.expanduser(str(data.get("path") or ""))
     if data.get("source") == "npz":
         return [path] if os.path.isfile(path) else []
     if data.get("source") == "imagefolder":
@@ -91,8 +99,8 @@ def raw():
 
 def tables(*sources, costs=None):
     """The files of published accuracies and costs that a stage reads, where they are: it says what is missing."""
-    paths = [(source.get(source.get("source")) or {}).get("path") for source in sources]
-    paths.append((costs or {}).get("path"))
+    blocks = [source.get(str(source.get("source"))) for source in sources if isinstance(source, dict)]
+    paths = [str(block.get("path") or "") for block in (*blocks, costs) if isinstance(block, dict)]
     # Of NATS-Bench's folder its description stands for the 15,625 records; where it is absent its .tar file is read.
     paths = [p if os.path.exists(p) else f"{p.rstrip('/')}.tar" for p in paths if p]
     found = [os.path.join(p, "meta.pickle.pbz2") if os.path.isdir(p) else p for p in paths]

@@ -2,10 +2,12 @@
 
     python benchmarks/memory.py stages quick            # from results/**/run.json of a finished run of that preset
     python benchmarks/memory.py epochs presets/quick.yaml --method sumnas-k2 --epochs 40
+    python benchmarks/memory.py retraining presets/quick.yaml --epochs 40
 
 `stages` takes the peak of every job; `--results` names another project's folder. `epochs` trains a supernet on the
 prepared data (`--prepared`) and reads this process's resident memory after every epoch: the line fitted to the second
-half may rise by no more than 2 % of the mean over its length. Both add to benchmarks/results/memory.json.
+half may rise by no more than 2 % of the mean over its length. `retraining` does so with one network's training, as
+`retrain` and `train_references` have it. All add to benchmarks/results/memory.json.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from sumnas import data, files, params, seeding, training
+from sumnas import data, files, params, retraining, seeding, training
 from sumnas.machine import cpu_model
 from sumnas.spaces import base
 
@@ -57,17 +59,38 @@ def of_epochs(preset: Path, method: str, epochs: int, prepared: Path) -> dict[st
     trained, batches, heldout = training.assemble(supernet, images, settings.supernet, settings.methods[method], 0)
     memory: list[float] = []
     training.train(trained, batches, heldout, epochs, on_epoch=lambda row: memory.append(round(resident(), 1)))
-    late = np.array(memory[epochs // 2 :])
+    return {"method": method, **flatness(memory)}
+
+
+def of_retraining(preset: Path, epochs: int, prepared: Path) -> dict[str, Any]:
+    """Return the same of one network's training by the recipe of `retrain`: that of the most costly operator alone."""
+    import torch
+
+    settings = params.load(preset)
+    torch.set_num_threads(settings.run.threads)
+    space = base.build(settings.space)
+    architecture = max(((choice,) * space.layers for choice in range(len(space.candidates))), key=space.macs)
+    recipe = settings.retrain.recipe.model_copy(update={"epochs": epochs})
+    memory: list[float] = []
+    retraining.train_network(
+        space, architecture, data.load(prepared), recipe, 0, lambda *_: memory.append(round(resident(), 1))
+    )
+    return {"architecture": space.encode(architecture), **flatness(memory)}
+
+
+def flatness(memory: list[float]) -> dict[str, Any]:
+    """Describe the resident memory after every epoch: the rise of the line through its second half."""
+    late = np.array(memory[len(memory) // 2 :])
     slope = float(np.polyfit(np.arange(len(late)), late, 1)[0])
     rise = slope * len(late) / float(late.mean())
-    return {"method": method, "epochs": epochs, "resident_mb": memory, "mb_per_epoch": round(slope, 4),
+    return {"epochs": len(memory), "resident_mb": memory, "mb_per_epoch": round(slope, 4),
             "rise_of_second_half": round(rise, 4), "target": TARGET, "met": rise <= TARGET}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("stages", "epochs"))
-    parser.add_argument("preset", help="a name under which to keep it, or for epochs the settings' file")
+    parser.add_argument("what", choices=("stages", "epochs", "retraining"))
+    parser.add_argument("preset", help="a name under which to keep it; but for stages the settings' file")
     parser.add_argument("--method", default="sumnas-k2")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--results", type=Path, default=Path("results"))
@@ -76,17 +99,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     kept: dict[str, Any] = files.read_json(arguments.out) if arguments.out.exists() else {}
+    machine = {"cpu": cpu_model(), "python": platform.python_version(), "date": datetime.date.today().isoformat()}
     if arguments.what == "stages":
         name = arguments.preset
         found: dict[str, Any] = {"stages": of_stages(arguments.results, arguments.prepared)}
-        found |= {"note": arguments.note} if arguments.note else {}
+        found |= {**machine, **({"note": arguments.note} if arguments.note else {})}
     else:
         name = Path(arguments.preset).stem
-        measured = of_epochs(Path(arguments.preset), arguments.method, arguments.epochs, arguments.prepared)
-        found = {"epochs": measured}
+        if arguments.what == "epochs":
+            measured = of_epochs(Path(arguments.preset), arguments.method, arguments.epochs, arguments.prepared)
+        else:
+            measured = of_retraining(Path(arguments.preset), arguments.epochs, arguments.prepared)
+        found = {arguments.what: {**measured, **machine}}
         print({key: value for key, value in measured.items() if key != "resident_mb"})
-    machine = {"cpu": cpu_model(), "python": platform.python_version(), "date": datetime.date.today().isoformat()}
-    kept[name] = {**kept.get(name, {}), **found, **machine}
+    kept[name] = {**kept.get(name, {}), **found}
     files.write_json(arguments.out, kept)
 
 

@@ -30,10 +30,13 @@ SEAL = "sha256"
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder, and move it over `path` at the end: no reader sees half a file.
 
-    An OSError that names no file, as of a full disk, gets `path`'s name.
+    An OSError that names no file, as of a full disk, or the temporary one, gets `path`'s name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     os.close(handle)
     part = Path(name)
     try:

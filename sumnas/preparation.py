@@ -6,7 +6,8 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -131,12 +132,19 @@ def _prepare_arrays(settings: DataSettings, target: Path) -> Manifest:
         for name, arrays in splits.items():
             for letter, array in (("x", arrays[0]), ("y", arrays[1])):
                 with files.replacing(new / f"{letter}_{name}.npy") as part, part.open("wb") as file:
-                    np.save(file, array, allow_pickle=False)
+                    np.save(_Plain(file.write), array, allow_pickle=False)
         _, size, _, channels = splits["train"][0].shape
         return _describe(
             new, kind="arrays", source=settings.source, classes=raw.classes, image_size=size, image_channels=channels,
             mean=mean, std=std, counts={name: len(splits[name][1]) for name in SPLITS},
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A file of which numpy knows `write` alone. Into a real one it writes by itself, and hides the system's error."""
+
+    write: Callable[[bytes], int]
 
 
 def _prepare_files(settings: DataSettings, target: Path) -> Manifest:

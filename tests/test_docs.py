@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 import pytest
 import yaml
 
-from sumnas import params
+from sumnas import files, params
 from workflow.stages import NAMED, STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +92,38 @@ def test_the_examples_for_slurm_name_real_stages() -> None:
     assert set(lines) <= set(profile) and set(lines["set-resources"]) == set(profile["set-resources"]) <= set(STAGES)
     for wanted in lines["set-resources"].values():
         assert set(wanted) <= {"gpu", *profile["default-resources"]}
+
+
+def test_the_pages_cost_of_tracking_is_the_measured_one() -> None:
+    found = files.read_json(ROOT / "benchmarks/results/tracking_cost.json")
+    text = " ".join((ROOT / "docs/tracking.md").read_text(encoding="utf-8").split())
+    clock, processor = (
+        [100 * (value - 1) for value in (found[name]["ratio"], *found[name]["interval_95"])]
+        for name in ("clock", "processor_time")
+    )
+    assert "{:.1f} % more by the clock (95 % interval {:.1f} to {:.1f})".format(*clock) in text
+    assert f"{processor[0]:.1f} % more processor time" in text
+    assert found["target"] == 1.05 and found["clock"]["ratio"] < found["target"] and found["within_target"]
+
+
+def test_every_stages_memory_is_measured_and_flat_over_epochs() -> None:
+    found = files.read_json(ROOT / "benchmarks/results/memory.json")
+    for preset in ("quick", "cifar10-cpu"):
+        assert set(found[preset]["stages"]) == set(STAGES)
+        assert all(stage["peak_memory_mb"] > 0 for stage in found[preset]["stages"].values())
+    for preset, kind in (("quick", "epochs"), ("quick", "retraining"), ("cifar10-cpu", "epochs")):
+        measured = found[preset][kind]
+        assert len(measured["resident_mb"]) == measured["epochs"] and measured["met"]
+        assert measured["rise_of_second_half"] <= measured["target"] == 0.02
+
+
+def test_every_entry_of_the_slurm_profile_has_its_reason() -> None:
+    lines = (ROOT / "workflow/profiles/slurm/config.yaml").read_text(encoding="utf-8").splitlines()
+    entries = [n for n, line in enumerate(lines) if re.match(r"( {2})?[a-z_-]+:", line)]
+    of_gpus = [n for n in entries if lines[n].endswith("{ gpu: 0 }")]  # one comment for all of them
+    assert len(entries) > 20 and {lines[n].split(":")[0].strip() for n in of_gpus} <= set(STAGES)
+    for number in set(entries) - set(of_gpus):
+        assert lines[number - 1].lstrip().startswith("#"), f"no comment above {lines[number]!r}"
 
 
 def test_every_strategy_has_its_paragraph_and_formula() -> None:

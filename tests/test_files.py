@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,28 @@ def test_two_writers_at_once_do_not_mix(tmp_path: Path) -> None:
         inner.write_text("inner")
         outer.write_text("outer")
     assert path.read_text() == "outer" and leftovers(tmp_path) == ["a.txt"]
+
+
+WRITERS: dict[str, Callable[[Path, int], None]] = {
+    "a.json": lambda path, turn: files.write_json(path, [turn] * 5000),
+    "a.csv": lambda path, turn: files.write_csv(path, ["turn"], [{"turn": turn}] * 5000),
+    "a.safetensors": lambda path, turn: files.write_tensors(path, {"a": torch.full((20_000,), turn)}, {}),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_reader_at_any_moment_sees_one_whole_file(tmp_path: Path, name: str) -> None:
+    path, write, seen = tmp_path / name, WRITERS[name], set()
+    for turn in (0, 1):
+        write(path, turn)
+        seen.add(path.read_bytes())
+    writer = threading.Thread(target=lambda: [write(path, turn % 2) for turn in range(40)])
+    writer.start()
+    read = [path.read_bytes()]
+    while writer.is_alive():
+        read.append(path.read_bytes())
+    writer.join()
+    assert len(seen) == 2 and set(read) == seen, "half a file was seen, or none was written meanwhile"
 
 
 def test_a_failing_move_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -14,17 +15,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sumnas import files, params
 from sumnas.benchmark import table
 from sumnas.checkpoint import Work
+from sumnas.cli import main
 from sumnas.datasets import npz
 from sumnas.errors import UserError
 from sumnas.spaces.nasbench201 import NASBench201
 from workflow.stage import _arguments as arguments_of
-from workflow.stage import make_job
+from workflow.stage import make_job, reporting
 from workflow.stages import NAMED, STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,10 +60,15 @@ def keys(block: Any, place: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 
 def refused(error: UserError) -> None:
-    """A message is lines that can be read: no traceback, nothing that moves a terminal's cursor."""
+    """A message is lines that can be read: no traceback, nothing that moves a terminal's cursor. The exit code is 1."""
     text = str(error)
     assert text.strip() and "Traceback" not in text
     assert all(len(line) < 20_000 and line.isprintable() for line in text.split("\n"))
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), pytest.raises(SystemExit) as ended, reporting("stage"):
+        raise error
+    assert ended.value.code == 1
+    assert said.getvalue() == "".join(f"stage: error: {line}\n" for line in text.splitlines())
 
 
 @MANY
@@ -262,3 +270,40 @@ def test_command_lines(
         for template in job.stage.outputs:
             assert job.path(template).resolve().is_relative_to(tmp_path / "results")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+ENDINGS = ["score", "cost", "draw", "export", "import-benchmark", "presets", "doctor", "latency", "estimate", "no-such"]
+LINES = st.one_of(
+    WORDS,
+    st.sampled_from(
+        [CELL, "--weights", "--prepared", "--params", "--json", "-o", "--network", "--folder", "--batch-size"]
+    ),
+    st.sampled_from(
+        ["params.yaml", "weights.safetensors", "../..", "/", "$(touch x)", "; touch x", "\u202e", "--repeats"]
+    ),
+)
+
+
+@MANY
+@given(command=st.sampled_from(ENDINGS), words=st.lists(LINES, min_size=1, max_size=5), spoilt=st.booleans())
+def test_command_lines_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, words: list[str], spoilt: bool
+) -> None:
+    """Where nothing can be computed: the settings are cut in their middle, or the weights are no weights."""
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text[: len(text) // 2] if spoilt else text)
+    (tmp_path / "weights.safetensors").write_bytes(pickle.dumps(Payload(tmp_path / "made")))
+    monkeypatch.chdir(tmp_path)
+    for heavy in ("sumnas.stopwatch.measure", "sumnas.estimate.speeds"):
+        monkeypatch.setattr(heavy, not_reached)
+    before = sorted(tmp_path.rglob("*"))
+    ended = CliRunner().invoke(main, [command, *words])
+    assert ended.exception is None or isinstance(ended.exception, SystemExit), ended.exception
+    assert ended.exit_code in (0, 1, 2) and "Traceback" not in ended.output
+    if ended.exit_code:
+        assert ended.output.strip() and sorted(tmp_path.rglob("*")) == before
+
+
+def not_reached(*_: Any, **__: Any) -> Any:
+    """Stand for a measurement of minutes."""
+    raise UserError("nothing is measured here")

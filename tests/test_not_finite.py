@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from sumnas import training
+from sumnas.checkpoint import Work
 from sumnas.data import Batch
 from sumnas.errors import UserError
 from sumnas.evaluation import evaluate
@@ -126,3 +128,29 @@ def test_a_path_that_was_moved_too_far_is_named_without_a_loss_that_shows_it() -
     with pytest.raises(UserError, match=r"the shared update norm became inf in step 0 \(epoch 1\) on path \(") as error:
         train(method, batches, heldout, 1)
     assert f"on path {method.passes[2][0]} at" in str(error.value)
+
+
+def test_the_last_good_checkpoint_stays_and_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUMNAS_CHECKPOINTS", str(tmp_path))
+    method, batches, heldout = start("sumnas")
+    whole = train(method, batches, heldout, 2)
+    expected = {name: value.clone() for name, value in method.supernet.state_dict().items()}
+    method, batches, heldout = start("sumnas")
+    step, steps = method.step, iter(range(1, 100))
+
+    def failing(rounds: Rounds, heldout: Sequence[Batch]) -> Mapping[str, Tensor | float]:
+        figures = step(rounds, heldout)
+        return {**figures, "loss": math.inf} if next(steps) == 8 else figures
+
+    method.step = failing  # type: ignore[method-assign]
+    with Work("stage", "a" * 64) as work, pytest.raises(UserError, match="became inf in step 7"):
+        train(method, batches, heldout, 2, on_step=lambda now: work.save(capture(method, now)))
+    with Work("stage", "a" * 64) as work:
+        kept = work.load()
+    assert kept is not None
+    method, batches, heldout = start("sumnas")
+    progress = training.restore(method, kept)
+    assert (progress.epoch, progress.step, method.done_steps) == (1, 2, 7)
+    rows = train(method, batches, heldout, 2, progress=progress)
+    assert rows == whole
+    assert all(torch.equal(value, expected[name]) for name, value in method.supernet.state_dict().items())

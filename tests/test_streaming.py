@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -337,6 +339,33 @@ print(sum(1 for _ in range(12) if next(epoch)), flush=True)  # and the rest is n
     finally:
         process.kill()
         process.communicate()
+
+
+def test_workers_end_with_a_main_process_that_was_killed(prepared: Path) -> None:
+    code = f"""
+import multiprocessing, pathlib, torch
+from sumnas.data import Batches, load
+epoch = Batches(load(pathlib.Path({str(prepared)!r}), workers=2), torch.arange(33), 2, 0).epoch(0)
+next(epoch), next(epoch)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+input()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin and process.stdout
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    process.kill()
+    process.communicate()
+    assert len(workers) == 2
+
+    def runs(pid: int) -> bool:  # one that has ended may wait for whoever has adopted it
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return False
+
+    deadline = time.monotonic() + 60
+    while any(map(runs, workers)):
+        assert time.monotonic() < deadline, "a worker lives on"
+        time.sleep(0.1)
 
 
 def test_a_worker_that_dies_is_told_without_a_traceback(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

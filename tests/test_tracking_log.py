@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,23 @@ def test_without_a_path_nothing_happens(tmp_path: Path) -> None:
     tracker.resume(tmp_path)
     tracker.end("FINISHED")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_that_goes_in_by_half_is_one_warning_and_is_taken_away(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, work: Path
+) -> None:
+    """As the system does it where a disk gets full within the line: no error, a smaller number."""
+    tracker, write = Tracker(PATH, "train a-0", ("g", "g")), os.write
+    tracker.resume(work)
+    tracker.metrics({"loss": 1.0}, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.write", lambda handle, data: write(handle, data[: len(data) // 2]))
+        tracker.metrics({"loss": 0.5}, 2)
+    tracker.metrics({"loss": 0.25}, 3)
+    assert capsys.readouterr().err.count("No space left on device") == 1
+    assert tracker._writer is not None
+    tracker._writer.close()
+    again = Tracker(PATH, "train a-0", ("g", "g"))
+    again.resume(work)
+    again.metrics({"loss": 0.5}, 2)
+    assert [line["step"] for line in log.read(PATH) if line.get("event") == "metrics"] == [1, 2]

@@ -19,6 +19,7 @@ Every line has `time`, in milliseconds since 1970. A run that was killed has no 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -69,9 +70,14 @@ class Writer:
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
         _lock(handle, path)
         writer = cls(path, handle)
-        for entry in lines:
-            writer.write(entry)
-        os.replace(part, path)
+        try:
+            for entry in lines:
+                writer.write(entry)
+            os.replace(part, path)
+        except OSError:
+            writer.close()
+            part.unlink(missing_ok=True)
+            raise
         return writer
 
     @classmethod
@@ -82,8 +88,10 @@ class Writer:
         return cls(path, handle)
 
     def write(self, entry: Mapping[str, object]) -> None:
-        """Append a line in one go."""
-        os.write(self._handle, (json.dumps(entry, sort_keys=True, allow_nan=False) + "\n").encode())
+        """Append a line in one go. OSError where not all of it went in, as on a disk that has got full."""
+        line = (json.dumps(entry, sort_keys=True, allow_nan=False) + "\n").encode()
+        if os.write(self._handle, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def close(self) -> None:
         """Release the lock."""

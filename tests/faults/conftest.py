@@ -21,6 +21,13 @@ def slower(params: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
+def other(params: dict[str, Any]) -> None:
+    """Change what the ranking and the retraining depend on, so that a summary of it is another."""
+    params["sampling"]["intervals"] = 3
+    params["calibration"]["images"] = 300
+    params["retrain"]["recipe"]["epochs"] = 8
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     """A clone with the results of an undisturbed run."""
@@ -29,3 +36,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     clone.env["SUMNAS_CHECKPOINT_SECONDS"] = "0.02"
     clone.run("snakemake", "--cores", "2")
     yield clone
+
+
+@pytest.fixture(scope="session")
+def with_other_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The result files of an undisturbed run with the `other` settings."""
+    clone = make_clone(tmp_path_factory.mktemp("other") / "clone")
+    params = slower(clone.params)
+    other(params)
+    clone.params = params
+    clone.run("snakemake", "--cores", "2")
+    return clone.outputs()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -21,6 +22,7 @@ from workflow.stages import STAGES
 KILLS = int(os.environ.get("SUMNAS_TEST_KILLS", "10"))
 """Of each stage, at random moments."""
 STAGES_AND_ARGUMENTS = [
+    ("prepare_data", ()),
     ("train_references", ("--shard", "0")),
     ("train_supernet", ("--run", "sumnas-k2-0")),
     ("recalibrate_bn", ("--run", "sumnas-k2-0")),
@@ -28,7 +30,9 @@ STAGES_AND_ARGUMENTS = [
     ("score", ("--run", "sumnas-k2-0", "--shard", "0")),
     ("search", ("--run", "sumnas-k2-0")),
     ("retrain", ("--run", "sumnas-k2-0")),
+    ("summarize", ()),
 ]
+"""Every stage that takes longer than a few seconds with some preset."""
 
 
 EVERY_METHOD: dict[str, dict[str, object]] = {
@@ -45,9 +49,12 @@ EVERY_METHOD: dict[str, dict[str, object]] = {
 
 
 def outputs(clone: Clone, stage: str, method: str = "sumnas-k2") -> list[Path]:
-    """Return where the stage's results lie."""
+    """Return where the stage's results lie; of a folder the files that are there."""
     names = {"method": method, "seed": "0", "run": f"{method}-0", "shard": "0"}
-    return [clone.folder / template.format(**names) for template in STAGES[stage].outputs]
+    found = [clone.folder / template.format(**names) for template in STAGES[stage].outputs]
+    if found[0].is_dir():
+        return [path for path in sorted(found[0].iterdir()) if path.suffix in (".npy", ".json") and path.stem != "run"]
+    return found
 
 
 def start(clone: Clone, stage: str, arguments: tuple[str, ...]) -> subprocess.Popen[bytes]:
@@ -56,6 +63,21 @@ def start(clone: Clone, stage: str, arguments: tuple[str, ...]) -> subprocess.Po
     return subprocess.Popen(
         command, cwd=clone.folder, env=clone.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
+
+
+def read_until_its_end(process: subprocess.Popen[bytes], files: dict[Path, bytes], seconds: float = 600) -> None:
+    """Read a stage's results all the time that it runs, at most so long: each is whole, or not there yet.
+
+    TimeoutExpired where it runs for longer.
+    """
+    deadline = time.monotonic() + seconds
+    while process.poll() is None:
+        for path, whole in files.items():
+            with contextlib.suppress(FileNotFoundError):
+                assert path.read_bytes() == whole, f"half of {path} was seen"
+        if time.monotonic() > deadline:
+            raise subprocess.TimeoutExpired(process.args, seconds)
+        time.sleep(0.002)
 
 
 def exhaustive(params: dict[str, Any]) -> None:
@@ -91,7 +113,8 @@ def test_killed_again_and_again(
         path.unlink()
     began = time.monotonic()
     process = start(clone, stage, arguments)
-    assert process.wait(timeout=600) == 0
+    read_until_its_end(process, expected)
+    assert process.returncode == 0
     whole = time.monotonic() - began
     assert {path: path.read_bytes() for path in files} == expected, "two undisturbed runs differ"
     if stage == "retrain":
@@ -102,8 +125,8 @@ def test_killed_again_and_again(
     while killed < KILLS:
         process = start(clone, stage, arguments)
         try:
-            # From the end of the imports on, where the work is.
-            process.wait(timeout=rng.uniform(0.25, 0.75) * whole)
+            # From the end of the imports on, where the work is, until the results are written.
+            read_until_its_end(process, expected, rng.uniform(0.25, 0.95) * whole)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -175,6 +198,60 @@ def test_a_signal_saves_and_the_same_command_goes_on(undisturbed: Clone, number:
     again = clone.run(sys.executable, "-m", "workflow.train_supernet", "--run", "sumnas-k2-0")
     assert "going on from step" in again.stderr
     assert {path: path.read_bytes() for path in files} == expected
+
+
+TRAININGS = ("train_references", "train_supernet", "retrain")
+
+
+@pytest.mark.parametrize(("stage", "arguments"), STAGES_AND_ARGUMENTS, ids=[s for s, _ in STAGES_AND_ARGUMENTS])
+def test_every_stage_ends_on_a_signal_and_goes_on(
+    undisturbed: Clone, request: pytest.FixtureRequest, stage: str, arguments: tuple[str, ...]
+) -> None:
+    """SIGTERM, in the middle of the work where it is a training, which then has saved; Ctrl-C ends in the same way."""
+    if stage == "score":
+        request.getfixturevalue("scoring")
+    clone = undisturbed
+    expected = {path: path.read_bytes() for path in outputs(clone, stage)}
+    for path in expected:
+        path.unlink()
+    env = {**clone.env, "SUMNAS_CHECKPOINTS": clone.env["SUMNAS_CHECKPOINTS"] + "-signalled"}
+    env["SUMNAS_CHECKPOINT_SECONDS"] = "1e9"
+    command = [sys.executable, "-m", f"workflow.{stage}", *arguments]
+    process = subprocess.Popen(
+        command, cwd=clone.folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    folder = Path(env["SUMNAS_CHECKPOINTS"]) / stage
+    while not any(folder.glob("*/settings")) and process.poll() is None and STAGES[stage].resumes:
+        time.sleep(0.02)
+    time.sleep(0.2 if STAGES[stage].resumes else 1)
+    process.terminate()
+    said = process.communicate(timeout=120)[1].decode()
+    assert "Traceback" not in said
+    assert (
+        process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM)
+        or stage not in TRAININGS
+        and not process.returncode
+    )
+    assert members(process.pid) == [], "a child lives on"
+    for path, whole in expected.items():
+        assert not path.exists() or path.read_bytes() == whole
+    if stage in TRAININGS:
+        assert process.returncode == 128 + signal.SIGTERM and "stopped by SIGTERM" in said
+        assert any(folder.glob("*/checkpoint.pt")) or any(folder.glob("*/done/*"))
+    ended = subprocess.run(command, cwd=clone.folder, env=env, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stderr  # by hand nothing has to be cleared away
+    assert {path: path.read_bytes() for path in expected} == expected
+
+
+def members(session: int) -> list[int]:
+    """Return the processes of a session that still run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_a_changed_setting_never_resumes_an_old_checkpoint(undisturbed: Clone) -> None:

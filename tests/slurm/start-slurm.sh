@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A one-node Slurm on loopback, in one folder: no systemd, nothing written to /etc or /run, any number side by side.
-#   SLURM_ROOT=FOLDER start-slurm.sh start|stop|status, or start-slurm.sh install (Debian packages, as root)
+#   SLURM_ROOT=FOLDER start-slurm.sh start|stop|status, or start-slurm.sh install (Debian packages, as root or by sudo)
 # Afterwards SLURM_CONF=FOLDER/slurm.conf leads sbatch and squeue there, and FOLDER/bin first on the PATH srun.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
@@ -81,8 +81,11 @@ stop() {
 
 case ${1:-} in
     install)
-        apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${PACKAGES[@]}" >/dev/null
+        as_root=()
+        [[ $(id -u) == 0 ]] || as_root=(sudo --non-interactive)
+        "${as_root[@]}" apt-get update -qq
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y -qq --no-install-recommends "${PACKAGES[@]}" >/dev/null
         exit
         ;;
     start | stop | status) [[ -n ${SLURM_ROOT:-} ]] || usage ;;

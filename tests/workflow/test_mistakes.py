@@ -99,6 +99,21 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
         (PYTHON, "-m", "snakemake", "-n", "--config", "epochs=3"),
         "params.yaml is the one settings file",
     ),
+    "text where Snakemake needs a number": (
+        edited("  threads: 1", "  threads: '1; x'"),
+        (PYTHON, "-m", "snakemake", "-n", "--cores", "1"),
+        "params.yaml: run.threads: must be a whole number; run `make check`",
+    ),
+    "a list where Snakemake needs a block": (
+        edited("\nmethods:\n", "\nmethods: [x]\nothers:\n"),
+        (PYTHON, "-m", "snakemake", "-n", "--cores", "1"),
+        "is missing or misplaced; run `make check`",
+    ),
+    "a space that Snakemake does not find": (
+        edited("name: nasbench201", "name: nasbench301"),
+        (PYTHON, "-m", "snakemake", "-n", "--cores", "1"),
+        "space.name: no space is called nasbench301; run `make check`",
+    ),
     "a port in use": (
         nothing,
         (*STAGE, "sumnas.tracking", "ui", "--port", "PORT"),
