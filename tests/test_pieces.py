@@ -50,7 +50,7 @@ def plan(tmp_path: Path, image_folder: Path) -> Plan:
         preset[name] |= changes
     preset["run"]["workers"] = 0
     preset["benchmark"]["pool"] |= {"architectures": 3}
-    preset["benchmark"]["pool"]["recipe"] |= {"epochs": 1, "batch_size": 12}
+    preset["benchmark"]["pool"]["recipe"] |= {"epochs": 6, "batch_size": 6}
     preset["retrain"]["recipe"] |= {"epochs": 2, "warmup_epochs": 1, "batch_size": 12}
     files.write_text(tmp_path / "clone/presets/mobilenet-cpu.yaml", yaml.safe_dump(preset, sort_keys=False))
     return Plan("mobilenet-cpu", mobilenet_cpu.COMMAND, tmp_path / "clone", image_folder)
@@ -158,6 +158,12 @@ def test_a_stage_is_run_once_for_the_same_settings_sources_and_inputs(
     assert again() == list(stages)
     text["search"]["seed"] = 5
     assert again() == list(stages)
+
+
+def test_a_tau_that_is_not_defined_is_a_dash() -> None:
+    known = {"kendall_tau": 0.5, "kendall_tau_low": 0.1, "kendall_tau_high": 0.75}
+    assert mobilenet_report.taus([known]) == ("0.500", "[0.100, 0.750]")
+    assert mobilenet_report.taus([known, dict.fromkeys(known)]) == ("-", "-")
 
 
 def test_the_difference_of_taus_is_told_as_it_is() -> None:
