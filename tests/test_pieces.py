@@ -191,11 +191,19 @@ def test_arrays_become_a_folder_of_the_very_pixels(tmp_path: Path) -> None:
     labels = {f"y_{s}": np.arange(n) % 3 for s, n in (("train", 12), ("test", 6))}
     np.savez(tmp_path / "own.npz", **arrays, **labels, classes=["ant", "bee", "cat"])
     assert laid_out.lay_out(tmp_path / "own.npz", tmp_path / "pictures") == 18
-    settings = preparation.DataSettings(source="imagefolder", path=str(tmp_path / "pictures"), resize=5, crop=1.0)
+    settings = preparation.DataSettings(
+        source="imagefolder", path=str(tmp_path / "pictures"), resize=5, crop=1.0, validation=0.25, seed=0
+    )
     preparation.prepare(settings, tmp_path / "prepared")
     listed = load(tmp_path / "prepared")
-    for split in ("train", "test"):
-        found, order = listed.images[split], np.argsort(labels[f"y_{split}"], kind="stable")  # class after class
-        everything = found[torch.arange(len(order))]
-        assert np.array_equal(everything.numpy(), arrays[f"x_{split}"][order])
-        assert np.array_equal(listed.labels[split].numpy(), labels[f"y_{split}"][order])
+    for split, parts in (("train", ("train", "validation")), ("test", ("test",))):
+        found = [
+            (image.numpy().tobytes(), int(label))
+            for part in parts
+            for image, label in zip(listed.images[part][torch.arange(len(listed.labels[part]))], listed.labels[part],
+                                    strict=True)
+        ]  # fmt: skip
+        expected = [
+            (image.tobytes(), int(y)) for image, y in zip(arrays[f"x_{split}"], labels[f"y_{split}"], strict=True)
+        ]
+        assert sorted(found) == sorted(expected) and len(set(found)) == len(found)
