@@ -95,9 +95,9 @@ def block(root: Path) -> str:
     for parts in zip(*(entry["stages"] for entry in found), strict=True):
         one = parts[0]
         cells = [one["stage"], one["of"] + (", forward" if one["way"] == "forward" else ""), str(one["jobs"])]
-        lines.append(row([*cells, f"{one['images_million']:,.1f}", *(f"{part['hours']:,.4g}" for part in parts)]))
+        lines.append(row([*cells, f"{one['images_million']:,.1f}", *(_hours(part["hours"]) for part in parts)]))
     totals = [sum(stage["hours"] for stage in entry["stages"]) for entry in found]
-    lines.append(row(["*all*", "", "", "", *(f"{total:,.3g}" for total in totals)]))
+    lines.append(row(["*all*", "", "", "", *(_hours(float(f"{total:.3g}")) for total in totals)]))
     text = "\n".join(lines) + "\n\n"
     for entry in found:
         speed, decoded = entry["images_per_second"], entry["decoded_per_second_and_process"]
@@ -113,6 +113,10 @@ def block(root: Path) -> str:
             )
         text += f"Python {entry['python']}, torch {entry['torch']}, {entry['date']}. "
     return text + f"Files: {OUT}; made by benchmarks/imagenet_cost.py.\n"
+
+
+def _hours(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:g}"
 
 
 def main() -> None:

@@ -8,8 +8,9 @@ It says what is missing, too: after every piece it can be made anew.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,8 +68,7 @@ def ranked(runs: Sequence[Run]) -> str:
         own = [run for run in runs if run.method == method]
         lines.append(row([
             method, ", ".join(str(run.seed) for run in own), f"{int(own[0].history[-1]['passes']):,}",
-            spread([run.metrics["kendall_tau"] for run in own]),
-            interval(averaged([run.metrics for run in own]), "kendall_tau"),
+            *taus([run.metrics for run in own]),
             spread([run.metrics["submodel_accuracy_mean"] for run in own], 2),
             spread([run.metrics["submodel_accuracy_std"] for run in own], 2),
             spread([run.cost["train_seconds"] / 3600 for run in own], 2), f"{PAPER[method]:.4f}",
@@ -79,6 +79,13 @@ def ranked(runs: Sequence[Run]) -> str:
         cells = [f"*{label}*", "", "", number(first[f"{name}_kendall_tau"]), interval(limits, "")]
         lines.append(row([*cells, *[""] * (len(HEADINGS) - len(cells))]))
     return "\n".join(lines) + "\n"
+
+
+def taus(metrics: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Return the mean tau and interval of several seeds; dashes where one is not defined, as of equal references."""
+    if any(entry[f"kendall_tau{end}"] is None for entry in metrics for end in ("", "_low", "_high")):
+        return "-", "-"
+    return spread([entry["kendall_tau"] for entry in metrics]), interval(averaged(metrics), "kendall_tau")
 
 
 def difference(runs: Sequence[Run]) -> str:
@@ -151,8 +158,8 @@ def figures(root: Path) -> None:
     folder, preset = root / RESULTS, params.load(root / f"presets/{PRESET}.yaml")
     space, panels = base.build(preset.space), []
     runs = runs_of(folder, preset)
-    if runs:
-        draw_taus(folder, runs, "MobileNet space, CIFAR-10 at 32x32, references of the same scale")
+    if known := [run for run in runs if taus([run.metrics]) != ("-", "-")]:
+        draw_taus(folder, known, "MobileNet space, CIFAR-10 at 32x32, references of the same scale")
     for run in runs:
         for entry in files.read_json(folder / run.name / "search/found.json")["found"]:
             blocks = space.chain(space.decode(entry["architecture"]))

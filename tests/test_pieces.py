@@ -50,7 +50,7 @@ def plan(tmp_path: Path, image_folder: Path) -> Plan:
         preset[name] |= changes
     preset["run"]["workers"] = 0
     preset["benchmark"]["pool"] |= {"architectures": 3}
-    preset["benchmark"]["pool"]["recipe"] |= {"epochs": 1, "batch_size": 12}
+    preset["benchmark"]["pool"]["recipe"] |= {"epochs": 6, "batch_size": 6}
     preset["retrain"]["recipe"] |= {"epochs": 2, "warmup_epochs": 1, "batch_size": 12}
     files.write_text(tmp_path / "clone/presets/mobilenet-cpu.yaml", yaml.safe_dump(preset, sort_keys=False))
     return Plan("mobilenet-cpu", mobilenet_cpu.COMMAND, tmp_path / "clone", image_folder)
@@ -160,6 +160,12 @@ def test_a_stage_is_run_once_for_the_same_settings_sources_and_inputs(
     assert again() == list(stages)
 
 
+def test_a_tau_that_is_not_defined_is_a_dash() -> None:
+    known = {"kendall_tau": 0.5, "kendall_tau_low": 0.1, "kendall_tau_high": 0.75}
+    assert mobilenet_report.taus([known]) == ("0.500", "[0.100, 0.750]")
+    assert mobilenet_report.taus([known, dict.fromkeys(known)]) == ("-", "-")
+
+
 def test_the_difference_of_taus_is_told_as_it_is() -> None:
     fair, meta = Run(CIFAR / "fairnas-0"), Run(CIFAR / "sumnas-k2-0")
     reference = [float(row["reference"]) for row in fair.rows]
@@ -185,11 +191,19 @@ def test_arrays_become_a_folder_of_the_very_pixels(tmp_path: Path) -> None:
     labels = {f"y_{s}": np.arange(n) % 3 for s, n in (("train", 12), ("test", 6))}
     np.savez(tmp_path / "own.npz", **arrays, **labels, classes=["ant", "bee", "cat"])
     assert laid_out.lay_out(tmp_path / "own.npz", tmp_path / "pictures") == 18
-    settings = preparation.DataSettings(source="imagefolder", path=str(tmp_path / "pictures"), resize=5, crop=1.0)
+    settings = preparation.DataSettings(
+        source="imagefolder", path=str(tmp_path / "pictures"), resize=5, crop=1.0, validation=0.25, seed=0
+    )
     preparation.prepare(settings, tmp_path / "prepared")
     listed = load(tmp_path / "prepared")
-    for split in ("train", "test"):
-        found, order = listed.images[split], np.argsort(labels[f"y_{split}"], kind="stable")  # class after class
-        everything = found[torch.arange(len(order))]
-        assert np.array_equal(everything.numpy(), arrays[f"x_{split}"][order])
-        assert np.array_equal(listed.labels[split].numpy(), labels[f"y_{split}"][order])
+    for split, parts in (("train", ("train", "validation")), ("test", ("test",))):
+        found = [
+            (image.numpy().tobytes(), int(label))
+            for part in parts
+            for image, label in zip(listed.images[part][torch.arange(len(listed.labels[part]))], listed.labels[part],
+                                    strict=True)
+        ]  # fmt: skip
+        expected = [
+            (image.tobytes(), int(y)) for image, y in zip(arrays[f"x_{split}"], labels[f"y_{split}"], strict=True)
+        ]
+        assert sorted(found) == sorted(expected) and len(set(found)) == len(found)
