@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sumnas.shown import BASELINES
@@ -15,6 +16,27 @@ NOISY_REFERENCES = 0.9
 def cautions(summary: dict[str, Any]) -> list[str]:
     """Return one sentence for everything in the summary that limits what it shows; empty where nothing does."""
     return [*_setting(summary), *_references(summary), *_methods(summary), *_differences(summary)]
+
+
+def searches(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Return a sentence for every search that a search under a stricter limit beat, from what each run found.
+
+    `found` has by run the entries of its `found.json` (`limit`, None for none, and `predicted` in percent) with a
+    `label` each. An architecture under a stricter limit is under the looser one, too: an evolution ended too early.
+    """
+    texts = []
+    for run, entries in found.items():
+        for entry in entries:
+            limit = float("inf") if entry["limit"] is None else entry["limit"]
+            stricter = [e for e in entries if e["limit"] is not None and e["limit"] < limit]
+            best = max(stricter, key=lambda e: float(e["predicted"]), default=entry)
+            if best["predicted"] > entry["predicted"]:
+                texts.append(
+                    f"{run}: what the search found {entry['label']} is predicted at {entry['predicted']:.2f} %, less "
+                    f"than what it found {best['label']} ({best['predicted']:.2f} %): it ended too early "
+                    "(search.generations, search.population)."
+                )
+    return texts
 
 
 def _setting(summary: dict[str, Any]) -> list[str]:

@@ -115,6 +115,8 @@ def curves(path: Path, panels: Sequence[tuple[str, Sequence[Curve]]]) -> None:
     with drawn(path, 5.2, 0.9 + 2.3 * len(panels)) as figure:
         all_axes = [_axes(figure, (len(panels), 1, number)) for number in range(1, len(panels) + 1)]
         handles = {}
+        for axes in all_axes[1:]:
+            axes.sharex(all_axes[0])  # an epoch is at one place in all panels
         for axes, (label, panel) in zip(all_axes, panels, strict=True):
             for curve in panel:
                 style = {"color": colour[curve.group], "linestyle": dashes[curve.group], "linewidth": 1.4}

@@ -17,7 +17,7 @@ import yaml
 
 from sumnas import charts, columns, drawing, files, fronts, plots
 from sumnas import summary as summaries
-from sumnas.cautions import cautions
+from sumnas.cautions import cautions, searches
 from sumnas.errors import UserError
 from sumnas.results import Cell, Results, distinct_cells, load, space_of
 from sumnas.shown import BASELINES, interval, measured, number, percent
@@ -118,7 +118,7 @@ def render(results: Results, cells: list[Cell], images: dict[str, str], drawings
         summary=summary,
         settings=results.settings,
         best=_best(summary),
-        cautions=cautions(summary),
+        cautions=cautions(summary) + searches({item["run"].name: item["found"] for item in runs}),
         baselines=BASELINES,
         runs=runs,
         further=summary.get("further", {}),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sumnas.cautions import cautions
+from sumnas.cautions import cautions, searches
 
 Summary = dict[str, Any]
 
@@ -93,6 +93,24 @@ def test_one_clear_difference_is_enough() -> None:
     summary = faultless()
     summary["differences"].append({"of": "third", "minus": "first", "value": 0.0, "_low": -0.1, "_high": 0.1})
     assert cautions(summary) == []
+
+
+def entry(limit: float | None, predicted: float) -> dict[str, Any]:
+    return {"limit": limit, "predicted": predicted, "label": "without limit" if limit is None else f"< {limit}M MACs"}
+
+
+def test_a_search_that_a_stricter_one_beat_ended_too_early() -> None:
+    found = {
+        "a-0": [entry(0.3, 90.0), entry(None, 90.0)],
+        "b-0": [entry(0.3, 91.234), entry(0.2, 92.5), entry(None, 92.0)],
+        "c-0": [entry(None, 1.0)],
+    }
+    limited, whole = searches(found)
+    assert limited.startswith(
+        "b-0: what the search found < 0.3M MACs is predicted at 91.23 %, less than what it found <"
+    )
+    assert whole.startswith("b-0: what the search found without limit is predicted at 92.00 %, less than what it found")
+    assert all("< 0.2M MACs (92.50 %)" in text for text in (limited, whole))
 
 
 def test_the_summary_stays_as_it_was() -> None:

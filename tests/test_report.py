@@ -278,6 +278,17 @@ def test_what_has_no_number_is_told_without_one(copy: Path) -> None:
     assert {row[8] for row in page.tables[3][1:]} == {"-"} and "None" not in page.text
 
 
+def test_a_search_that_ended_too_early_is_told(finished: Path, copy: Path) -> None:
+    assert "ended too early" not in (finished / "results/summary/report.html").read_text()
+    path = copy / "results/search/fairnas-1/found.json"
+    found = read(path)
+    found["found"][0]["predicted"] += 1
+    files.write_json(path, found)
+    page = Page(report.write(copy / "results"))
+    assert "fairnas-1: what the search found without limit is predicted at 91.23 %, less than" in page.text
+    assert "what it found < 0.3M MACs (92.23 %)" in page.text
+
+
 def test_accuracy_is_drawn_over_the_latency_that_was_limited(copy: Path) -> None:
     for name in (f"{method}-{seed}" for method in METHODS for seed in SEEDS):
         folder = copy / "results/search" / name
