@@ -134,8 +134,10 @@ def test_statistics_and_logits_are_those_of_every_sub_model_alone(space: Space, 
                         for key in ("running_mean", "running_var")]  # fmt: skip
                 pair = [joint.several[several[0]][key][i] for key in keys] if several else own[name]
                 compared += 1
-                for value, expected in zip(pair, found, strict=True):
-                    torch.testing.assert_close(value, expected, rtol=0, atol=1e-10, msg=lambda t, n=name: f"{n}: {t}")
+                for value, expected in zip(pair, found, strict=True):  # some variances are in the hundred thousands
+                    torch.testing.assert_close(
+                        value, expected, rtol=1e-13, atol=1e-10, msg=lambda t, n=name: f"{n}: {t}"
+                    )
         assert compared > 30
     assert {name: value.numpy().tobytes() for name, value in supernet.state_dict().items()} == before
 
