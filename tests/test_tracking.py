@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sumnas.tracking import Tracker, log
+from sumnas.tracking import Tracker, log, views
 from sumnas.tracking.send import Sender
 from sumnas.tracking.store import Store
 from sumnas.tracking.sync import sync
@@ -89,6 +89,16 @@ def test_everything_is_there(store: Store) -> None:
     assert Path(store.client.download_artifacts(run.info.run_id, "metrics.json")).read_text() == "{}"
     place = store.client.get_experiment(store.experiment).artifact_location
     assert place.startswith("file:///") and place.endswith("/mlartifacts")
+
+
+def test_an_older_experiment_gets_the_view_of_rankings_and_keeps_its_own(store: Store) -> None:
+    ((key, wanted),) = views.tags().items()
+    assert store.client.get_experiment(store.experiment).tags[key] == wanted
+    store.client.delete_experiment_tag(store.experiment, key)
+    again = Store(store.root)
+    assert again.client.get_experiment(again.experiment).tags[key] == wanted
+    again.client.set_experiment_tag(again.experiment, key, "mine")
+    assert Store(store.root).client.get_experiment(again.experiment).tags[key] == "mine"
 
 
 def test_runs_of_one_group_share_a_parent(store: Store) -> None:

@@ -19,7 +19,7 @@ from urllib.request import urlopen
 import pytest
 
 from sumnas import plots
-from sumnas.tracking import Tracker
+from sumnas.tracking import Tracker, views
 from sumnas.tracking.send import ITSELF, NOTE
 from sumnas.tracking.store import Store
 from sumnas.tracking.sync import sync
@@ -145,3 +145,17 @@ def test_a_note_shows_the_picture(chromium: browser.Browser, runs: tuple[str, di
     page.until(f"{TEXT}.includes('Kendall tau 0.53125')", PATIENCE)
     picture = "[...document.images].find(i => i.src.includes('path=scatter.svg') && i.naturalWidth > 100)?.src"
     assert keys["fairnas"] in page.until(picture, PATIENCE)
+
+
+def test_the_view_of_rankings_has_the_columns_that_matter(
+    chromium: browser.Browser, runs: tuple[str, dict[str, str]]
+) -> None:
+    address, _ = runs
+    page = chromium.page(1900, 1000)
+    page.open(views.address(address, "1"))
+    rows = "[...document.querySelectorAll('[role=row]')].map(r => r.innerText)"
+    page.until(f"{rows}.join().includes('rank fairnas-0') && {TEXT}.includes('0.59375')", PATIENCE)
+    text = "\n".join(page.evaluate(rows))
+    assert text.index("rank sumnas-k2-0") < text.index("rank fairnas-0"), "the best comes first"
+    heads = page.evaluate("[...document.querySelectorAll('[role=columnheader]')].map(h => h.innerText.trim())")
+    assert {"kendall_tau", "spearman_rho", "method"} <= set(heads) and "params g" not in text

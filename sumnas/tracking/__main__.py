@@ -8,6 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
+from sumnas.tracking import views
 from sumnas.tracking.serve import one_line, serve
 from sumnas.tracking.store import SQLITE, Store, uri_of
 from sumnas.tracking.sync import sync
@@ -63,10 +64,14 @@ def ui(port: int) -> int:
         except OSError as error:
             return _error(f"port {port}: {error.strerror}; choose another one: make ui PORT={port + 1}")
     try:
-        sync(Store(Path()), filter(Path.is_dir, FOLDERS))
+        store = Store(Path())
+        sync(store, filter(Path.is_dir, FOLDERS))
     except Exception as error:
         return _error(f"{uri}: {one_line(error)}")
-    print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
+    server = f"http://127.0.0.1:{port}"
+    print(
+        f"{server} (Ctrl-C ends it)\nall rankings by Kendall tau: {views.address(server, store.experiment)}", flush=True
+    )
     command = ["mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # eight more processes, of no use here
     os.execv(sys.executable, [sys.executable, "-m", *command])

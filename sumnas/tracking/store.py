@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sumnas.errors import UserError
+from sumnas.tracking import views
 from sumnas.tracking.log import Line
 
 if TYPE_CHECKING:
@@ -91,11 +92,15 @@ class Store:
             # A server knows better where artifacts go. For SQLite, MLflow's default is again the current directory.
             place = (self.root.resolve() / ARTIFACTS).as_uri() if self.local else None
             try:
-                return str(self.client.create_experiment(EXPERIMENT, artifact_location=place, tags=KIND))
+                tags = KIND | views.tags()
+                return str(self.client.create_experiment(EXPERIMENT, artifact_location=place, tags=tags))
             except Exception:  # somebody on another machine was faster
                 found = self.client.get_experiment_by_name(EXPERIMENT)
                 if found is None:
                     raise
         if found.lifecycle_stage != "active":
             raise UserError(f"experiment {EXPERIMENT!r} was deleted in {self.uri}: restore it")
+        for key, value in views.tags().items():
+            if key not in found.tags:  # an experiment of before there was the view; a changed view is somebody's own
+                self.client.set_experiment_tag(found.experiment_id, key, value)
         return str(found.experiment_id)
