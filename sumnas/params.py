@@ -234,22 +234,22 @@ def _validate(model: type[BaseModel], raw: Mapping[str, Any], key: str, problems
     try:
         return model.model_validate(dict(raw))
     except ValidationError as failure:
-        said: dict[str, str] = {}
+        said: dict[str, str | None] = {}
         for error in failure.errors():
             location = [str(part) for part in error["loc"] if not BRANCH.fullmatch(str(part))]
             name = ".".join([key, *location])
             if error["type"] == "extra_forbidden":
                 fields = _fields(model, location[:-1])
-                problems.append(_unknown("key", name, [".".join([key, *location[:-1], f]) for f in fields]))
+                said[_unknown("key", name, [".".join([key, *location[:-1], f]) for f in fields])] = None
             elif error["type"] == "missing":
-                problems.append(f"{name}: missing")
+                said[f"{name}: missing"] = None
             else:
                 message = re.sub(r"^(Input|Value error,)\s*(should)?\s*", "", error["msg"])
                 message = re.sub(r"^be ", "must be ", message)
                 value = f"{name} = {error['input']!r}"
                 # Where one of several kinds is wanted, there is an error of each.
                 said[value] = f"{said[value]}, or {message.removeprefix('must be ')}" if value in said else message
-        problems += [f"{value}: {message}" for value, message in said.items()]
+        problems += [value if message is None else f"{value}: {message}" for value, message in said.items()]
         return None
 
 

@@ -277,14 +277,19 @@ def true_best_by_hand(cost: str, limit: float | None) -> float:
 def test_the_best_and_the_oracle_under_limits_are_those_of_brute_force(
     project: Path, cost: str, column: str, limits: list[float | None]
 ) -> None:
-    change(lambda settings: settings["search"].update(cost=cost, limits=limits))
-    run(RUN, ["score", "search"])
-    space, result = own_space(), json.loads((RESULTS / "found.json").read_text())
-    known = {row["architecture"]: row for row in rows_of(TABLE)}
+    space, known = own_space(), {row["architecture"]: row for row in rows_of(TABLE)}
     # MACs are known of every architecture, a measured cost of those in the table alone.
     costs = {text: float(row[column]) for text, row in known.items()}
     if cost == "macs":
         costs = {space.encode(a): space.macs(a) for a in CONNECTED}
+    run(RUN, ["score"])
+    # Which sub-model is the best after so short a training depends on the processor: make it one that limits leave out.
+    rows, dearest = rows_of(SCORES / "0.csv"), max(costs, key=lambda text: costs[text])
+    next(row for row in rows if row["architecture"] == dearest)["predicted"] = "100.0"
+    files.write_csv(SCORES / "0.csv", score.COLUMNS, [{name: row[name] for name in score.COLUMNS} for row in rows])
+    change(lambda settings: settings["search"].update(cost=cost, limits=limits))
+    run(RUN, ["search"])
+    result = json.loads((RESULTS / "found.json").read_text())
     for limit, entry in zip(limits, result["found"], strict=True):
         text, predicted = best_by_hand(costs, limit)
         assert (entry["limit"], entry["architecture"], entry["predicted"]) == (limit, text, predicted)
