@@ -50,6 +50,7 @@ OBSERVERS = frozenset(
         "sumnas/tracking/sync.py",
         "sumnas/tracking/tracker.py",
         "sumnas/tracking/usage.py",
+        "sumnas/tracking/views.py",
         "sumnas/results.py",
         "sumnas/__init__.py",
         "sumnas/benchmark/__init__.py",
