@@ -19,12 +19,7 @@ from docs.site import pages
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class Loader(yaml.SafeLoader):
-    """Reads mkdocs.yml, in which Python functions have names."""
-
-
-Loader.add_multi_constructor("tag:yaml.org,2002:python/name:", lambda loader, suffix, node: suffix)
-CONFIG = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
+CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 NAV = [page for entry in CONFIG["nav"] for page in entry.values()]
 
 
@@ -76,6 +71,12 @@ def test_links_are_turned() -> None:
     assert turned("[a](docs/results/quick), [b](https://x.org/docs/y)", "index.md") == "a, [b](https://x.org/docs/y)"
     assert turned("[a](#own)", "data.md") == "[a](#own)"
     assert turned("[n](notebooks/quickstart.ipynb)", "install.md") == "[n](quickstart.md)"
+
+
+def test_flow_charts_become_text() -> None:
+    chart = "a\n```mermaid\nflowchart LR\n    a --> b --> c\n    b --> d\n```\n```text\na --> b\n```\n"
+    assert pages.without_diagrams(chart) == "a\n```text\na → b → c\nb → d\n```\n```text\na --> b\n```\n"
+    assert "mermaid" not in pages.without_diagrams((ROOT / "README.md").read_text(encoding="utf-8"))
 
 
 def test_the_modules_with_pages_are_those_with_public_names() -> None:

@@ -6,6 +6,7 @@ import ast
 import json
 import posixpath
 import re
+import textwrap
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ PAGES = {
 }
 """Files of the clone that become pages, by their page's address."""
 CODE = re.compile(r"(^```.*?^```)", re.M | re.S)
+DIAGRAM = re.compile(r"^```mermaid\nflowchart LR\n(.*?)^```", re.M | re.S)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -44,8 +46,8 @@ def on_files(files: Files, config: Any) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Turn the links of the clone into links of the site."""
-    return turned(markdown, page.file.src_uri)
+    """Turn the links of the clone into links of the site, and diagrams into text."""
+    return turned(without_diagrams(markdown), page.file.src_uri)
 
 
 def modules() -> Iterator[str]:
@@ -61,6 +63,11 @@ def modules() -> Iterator[str]:
 def address(name: str) -> str:
     """Return the page of a module."""
     return f"api/{name}.md"
+
+
+def without_diagrams(markdown: str) -> str:
+    """Return a page with the arrows of its flow charts as text: what draws them would be fetched from the network."""
+    return DIAGRAM.sub(lambda found: f"```text\n{textwrap.dedent(found[1]).replace('-->', '→')}```", markdown)
 
 
 def turned(markdown: str, page: str) -> str:
