@@ -27,13 +27,19 @@ from sumnas.spaces.base import Space
 from sumnas.stopwatch import wait
 
 Way = Literal["train", "forward"]
+"""Forward and backward, or forward alone."""
 KNOWN = {"digits": (1797, 0), "CIFAR10": (50_000, 10_000), "CIFAR100": (50_000, 10_000),
-         "FashionMNIST": (60_000, 10_000), "SVHN": (73_257, 26_032)}  # fmt: skip
+         "FashionMNIST": (60_000, 10_000), "KMNIST": (60_000, 10_000), "MNIST": (60_000, 10_000),
+         "SVHN": (73_257, 26_032)}  # fmt: skip
 """Training and test images of published sets, before anything is held out."""
 
 
 class Item(NamedTuple):
-    """Images that all jobs of a stage send through networks; `train`: forward and backward, of a sub-model's size."""
+    """Images that all jobs of a stage send through networks of a sub-model's size.
+
+    `of` says which of the stage's work it is, such as a method's. `way` is `train`, forward and backward, or `forward`
+    alone. `images` counts an image once for each network and epoch that it is sent through, over all `jobs` together.
+    """
 
     stage: str
     of: str
@@ -63,20 +69,25 @@ def images(params: Params, counts: dict[str, int]) -> list[Item]:
         trained = len(draw(space, pool)) * len(pool.seeds)
         items.append(Item("train_references", "accuracies", len(params.run.shards), "train",
                           trained * pool.recipe.epochs * counts["train"]))  # fmt: skip
+        items.append(Item("train_references", "scores", len(params.run.shards), "forward", trained * held_out))
     for name in params.run.methods:
         seen, probed = training_images(params, name, counts)
         seeds = len(params.run.seeds)
         items.append(Item("train_supernet", name, seeds, "train", seeds * seen))
         if probed:
             items.append(Item("train_supernet", f"{name}, probes", seeds, "forward", seeds * probed))
-    items.append(Item("recalibrate_bn, rank", "all runs", 2 * runs, "forward", runs * sampled(params, space) * a_score))
+    scores = {("recalibrate_bn, rank", 2 * runs): runs * sampled(params, space)}
     search = params.search
     if search.strategy == "exhaustive":
-        scores = runs * scored(search, space) * a_score
-        items.append(Item("score", "all runs", runs * len(params.run.shards), "forward", scores))
+        scores["score", runs * len(params.run.shards)] = runs * scored(search, space)
     else:
         candidates = len(search.limits) * (search.population + search.generations * search.offspring)
-        items.append(Item("search", "all runs", runs, "forward", runs * candidates * a_score))
+        scores["search", runs] = runs * candidates
+    fit = params.evaluation.adaptation_steps * params.evaluation.adaptation_batch_size
+    for (stage, jobs), count in scores.items():
+        items.append(Item(stage, "all runs", jobs, "forward", count * a_score))
+        if fit:
+            items.append(Item(stage, "all runs, fitted", jobs, "train", count * fit))
     if params.retrain.enabled:
         networks = runs * len(search.limits)
         items.append(Item("retrain", "what was found", runs, "train",

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from sumnas import estimate, params
@@ -54,6 +55,22 @@ def test_a_small_run_by_hand() -> None:
     assert items["retrain", "what was found"].images == (
         runs * len(search.limits) * settings.retrain.recipe.epochs * 897
     )
+    assert items["train_references", "scores"].images == drawn * len(pool.seeds) * 900
+    assert ("search", "all runs, fitted") not in items
+
+
+def test_what_fits_sub_models_before_their_scores_is_counted(tmp_path: Path) -> None:
+    counts, preset = {"train": 897, "validation": 360, "test": 540}, ROOT / "presets/quick.yaml"
+    text = yaml.safe_load(preset.read_text(encoding="utf-8"))
+    text["evaluation"]["adaptation_steps"] = 3
+    (tmp_path / "fitted.yaml").write_text(yaml.safe_dump(text), encoding="utf-8")
+    before, after = (estimate.images(params.load(path), counts) for path in (preset, tmp_path / "fitted.yaml"))
+    assert [item for item in after if "fitted" not in item.of] == before
+    more = [item for item in after if "fitted" in item.of]
+    assert {item.stage for item in more} == {"recalibrate_bn, rank", "search"}
+    for item in more:
+        (scores,) = [one.images for one in before if one.stage == item.stage]
+        assert item.way == "train" and item.images / (3 * 64) == scores / (500 + 360)
 
 
 def test_full_scale_is_what_the_page_says() -> None:
