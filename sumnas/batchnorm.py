@@ -16,8 +16,8 @@ class CalibrationSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     images: int = Field(ge=2, description="training images, drawn at random with equal counts of every class")
-    batch_size: int = Field(ge=2)
-    seed: int = Field(0, ge=0)
+    batch_size: int = Field(ge=2, description="images per pass through the sub-model")
+    seed: int = Field(0, ge=0, description="of the draw of the images")
 
 
 def norms(network: nn.Module) -> list[nn.BatchNorm2d]:

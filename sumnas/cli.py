@@ -242,6 +242,26 @@ def estimate(
     )
 
 
+@main.command(short_help="Say what settings mean.")
+@click.argument("keys", nargs=-1, metavar="[KEY...]")
+@click.option("--markdown", is_flag=True, help="all of them, as the page docs/settings.md")
+@JSON
+def settings(keys: Sequence[str], markdown: bool, as_json: bool) -> None:
+    """Say what keys of params.yaml mean, what they may be, and their defaults: search.limits, supernet, nsas, ..."""
+    from sumnas import meanings
+
+    if markdown:
+        click.echo(meanings.page(), nl=False)
+        return
+    found = meanings.find(keys)
+    if as_json:
+        click.echo(json.dumps([meaning._asdict() for meaning in found], indent=2))
+        return
+    for meaning in found:
+        default = f", default {meaning.default}" if meaning.default else ""
+        click.echo(click.wrap_text(f"{meaning.key}: {meaning.kind}{default}; {meaning.meaning}", 100, "", "    "))
+
+
 @main.command(short_help="Say what this machine has and lacks.")
 @PARAMS
 @JSON

@@ -24,16 +24,18 @@ class EvaluationSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     split: Literal["validation", "test"] = Field(description="images on which accuracies are predicted")
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(
+        ge=1, description="images per pass; changes time and memory, accuracies at most by rounding"
+    )
     adaptation_steps: int = Field(
         0, ge=0, description="SGD steps that fit every sub-model before it is scored (sec. 3.1)"
     )
-    adaptation_learning_rate: float = Field(0.05, gt=0, description="of these steps; momentum 0.9 as in training")
+    adaptation_learning_rate: float = Field(0.05, gt=0, description="of these steps; their momentum is 0.9")
     adaptation_batch_size: int = Field(64, ge=2, description="training images a step, the same for every sub-model")
 
 
 class Score(NamedTuple):
-    """Accuracy in percent and mean cross-entropy over a split.
+    """`accuracy` in percent and `loss`, the mean cross-entropy per image, over a split.
 
     `top5`, where it was asked for and there are more than five classes: percent of images whose class is among the
     five highest logits.

@@ -20,16 +20,18 @@ from sumnas.spaces.base import Architecture, Supernet
 class MixtureSettings(MethodSettings):
     """Rates of weights and alphas. The defaults are NAS-Bench-201's (Dong & Yang 2020), at batches of 64."""
 
-    learning_rate: float = Field(0.025, gt=0)
+    learning_rate: float = Field(0.025, gt=0, description="of SGD on the weights, where the schedule begins")
     minimum_rate: float = Field(0.001, ge=0, description="where the schedule ends")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = True
-    schedule: Schedule = "cosine"
-    weight_decay: float = Field(5e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD on the weights")
+    nesterov: bool = Field(True, description="Nesterov's momentum for the weights")
+    schedule: Schedule = Field(
+        "cosine", description="of the weights' rate over the training; that of the alphas is constant"
+    )
+    weight_decay: float = Field(5e-4, ge=0, description="of the weights")
     clip_norm: float | None = Field(5.0, gt=0, description="largest gradient norm of a step of the weights; null: any")
     alpha_learning_rate: float = Field(3e-4, gt=0, description="of Adam on the alphas")
-    alpha_betas: tuple[float, float] = (0.5, 0.999)
-    alpha_weight_decay: float = Field(1e-3, ge=0)
+    alpha_betas: tuple[float, float] = Field((0.5, 0.999), description="of Adam on the alphas")
+    alpha_weight_decay: float = Field(1e-3, ge=0, description="of the alphas")
     alpha_scale: float = Field(1e-3, ge=0, description="standard deviation of the alphas' initial values")
     train_share: float = Field(0.5, gt=0, lt=1, description="of the training images, for weights; the rest for alphas")
 

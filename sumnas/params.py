@@ -40,10 +40,14 @@ class RunSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     methods: list[str] = Field(min_length=1, description="names of blocks in `methods`")
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[int] = Field(
+        min_length=1, description="every method is trained once with each; all its random streams derive from it"
+    )
     shards: list[int] = Field(min_length=1, description="[0, 1, ...]: jobs that the pool and the scores are split into")
     threads: int = Field(ge=1, description="of a stage; another number gives other rounding, so it is a setting")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: CUDA where there is such a device, else the CPU"
+    )
     workers: int = Field(2, ge=0, description="processes that decode an image folder; no result depends on it")
     keep_gb: float = Field(
         1.0,

@@ -67,7 +67,7 @@ class DataSettings(BaseModel):
     statistics: Literal["estimated", "imagenet"] = Field(
         "estimated", description="imagefolder: mean and standard deviation from a sample, or ImageNet's usual ones"
     )
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, description="of the draw of the splits")
 
     @field_validator("source", mode="before")
     @classmethod

@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from sumnas.seeding import numpy_stream
 
 Floats = NDArray[np.float64]
+"""A value per architecture [A], or per draw and architecture [draws, A]."""
 Flat = dict[str, float | int | str | None]
+"""A JSON object without levels: what engines and MLflow show as columns."""
 Weights = NDArray[np.float32]
 """Multiplicities [draws, A]: whole numbers, whose sums are exact in single precision up to 2**24."""
 
@@ -36,13 +38,14 @@ class RankingSettings(BaseModel):
     round_to: float = Field(
         default=0.1, gt=0, allow_inf_nan=False, description="percent points: grid of the rounded references"
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of the resampling")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A value with its 95 % interval, or None with the reason why there is no number.
+    """A value with its 95 % interval from `low` to `high`, or None with the reason why there is no number.
 
+    Where there is no value, or no draw that has one, there is no interval: both ends are None.
     `dropped` counts the draws that the interval leaves out because they are constant and have no tau.
     """
 

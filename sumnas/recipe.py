@@ -23,11 +23,11 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
-    learning_rate: float = Field(gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = True
+    epochs: int = Field(ge=1, description="passes over the training images")
+    batch_size: int = Field(ge=2, description="images per step")
+    learning_rate: float = Field(gt=0, description="of SGD, where the schedule begins")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    nesterov: bool = Field(True, description="Nesterov's momentum; needs momentum above 0, else it is left out")
     weight_decay: float = Field(5e-4, ge=0, description="on every parameter, normalisation included")
     norm_weight_decay: float | None = Field(
         None, ge=0, description="on the parameters of normalisation layers instead; null: the same as on all others"
@@ -37,7 +37,9 @@ class Recipe(BaseModel):
         0, ge=0, description="epochs of a linear rise of the rate before the schedule, which takes the rest"
     )
     warmup_start: float = Field(0.01, ge=0, le=1, description="share of the rate that the rise starts from")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the target that is spread evenly over all classes"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="before the classifier, where the space has such a layer")
     ema_decay: float | None = Field(
         None,
@@ -50,8 +52,8 @@ class Recipe(BaseModel):
     last_batch: Literal["drop", "keep"] = Field(
         "drop", description="images of an epoch that fill no whole batch: left out, or a smaller batch (NAS-Bench-201)"
     )
-    augmentation: Augmentation
-    arithmetic: Arithmetic = Arithmetic()
+    augmentation: Augmentation = Field(description="what is done at random to every training image")
+    arithmetic: Arithmetic = Field(Arithmetic(), description="precision and memory format of the training")
 
     @model_validator(mode="after")
     def _something_after_the_warmup(self) -> Self:

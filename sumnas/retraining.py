@@ -30,18 +30,19 @@ class RetrainSettings(Digested):
     model_config = ConfigDict(extra="forbid", frozen=True)
     left_out = {"processes": "auto"}
 
-    enabled: bool
-    seed: int = Field(0, ge=0)
+    enabled: bool = Field(description="whether the architectures found are trained from scratch")
+    seed: int = Field(0, ge=0, description="of initial weights, order and augmentation")
     processes: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="that share the images of every batch; auto: as many as torchrun starts, else one"
     )
-    recipe: Recipe
+    recipe: Recipe = Field(description="how every found architecture is trained")
 
 
 class Trained(NamedTuple):
-    """A trained network and its score on each held-out split, top-5 included.
+    """A trained network, in evaluation mode, and its `scores`, top-5 included.
 
-    Where the recipe averages weights, it is the averaged network.
+    These are by held-out split that has images: test, and validation where there is one. Where the recipe averages
+    weights, it is the averaged network.
     """
 
     network: nn.Module

@@ -1,4 +1,4 @@
-"""The best predicted architecture under limits on MACs: evolutionary (Algorithm 2, App. C) or exhaustive."""
+"""The best predicted architecture under limits on a cost: evolutionary (Algorithm 2, App. C) or exhaustive."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LatencyFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str = Field(min_length=1)
+    path: str = Field(min_length=1, description="the CSV file, from the project's root")
     sha256: str = Field(pattern=r"^[0-9a-f]{16,64}$", description="of the file, or its first 16 digits or more")
 
 
@@ -44,7 +44,9 @@ class SearchSettings(Digested):
     model_config = ConfigDict(extra="forbid", frozen=True)
     left_out = {"engine": "auto"}
 
-    strategy: Literal["evolution", "exhaustive"]
+    strategy: Literal["evolution", "exhaustive"] = Field(
+        description="evolution: Algorithm 2 of the paper; exhaustive: every architecture of the space is scored"
+    )
     memoise: Literal["operations", "function"] = Field(
         "operations",
         description="exhaustive: scored once are architectures that run the same operations (equal bit by bit), or "
@@ -70,7 +72,7 @@ class SearchSettings(Digested):
     generations: int = Field(default=30, ge=0, description="G; 0 leaves the best of P random architectures")
     offspring: int = Field(default=64, ge=2, multiple_of=2, description="C: half mutants, half crossovers")
     mutation_probability: float = Field(default=0.1, gt=0, le=1, description="p, per layer")
-    seed: int = 0
+    seed: int = Field(0, description="of all random choices of the evolution")
 
     @model_validator(mode="after")
     def _latency_is_limited(self) -> Self:
@@ -87,7 +89,7 @@ class SearchSettings(Digested):
 
 
 class InfeasibleLimit(UserError, ValueError):
-    """No architecture meets a limit; the message states the smallest MACs there are."""
+    """No architecture meets a limit; the message states the smallest cost there is."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Generation:
-    """One row of history: scores of the population after `generation` (0: the random start).
+    """One row of history: `best`, `mean` and `worst` score of the population after `generation` (0: the random start).
 
+    In the stage `search` scores are accuracies in percent. `limit` is in its cost's unit, None for none.
     `scored` counts the distinct architectures whose score all limits together have needed so far.
     """
 
@@ -117,7 +120,10 @@ class Generation:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What one evolution found, its last population (best first) and one row per generation."""
+    """What one evolution found, and its last population (best first).
+
+    `history` has a row per generation, the random start first.
+    """
 
     found: Found
     population: list[Architecture]

@@ -36,8 +36,8 @@ class SupernetSettings(Digested):
     left_out = {"processes": "auto", "split_batch": 1, "initialisation": "default"}
 
     epochs: int = Field(ge=1, description="an epoch is floor(images / batch size) rounds of every method")
-    batch_size: int = Field(ge=2)
-    augmentation: Augmentation
+    batch_size: int = Field(ge=2, description="images per pass of one path")
+    augmentation: Augmentation = Field(description="what is done at random to every training image")
     initialisation: Initialisation = Field(
         "default", description="torch's own of every layer, or kaiming: normal by fan-out, a small classifier"
     )
@@ -51,7 +51,7 @@ class SupernetSettings(Digested):
     split_batch: int = Field(
         1, ge=1, description="so many of them share every batch of a path, and wait for each other at every layer"
     )
-    arithmetic: Arithmetic = Arithmetic()
+    arithmetic: Arithmetic = Field(Arithmetic(), description="precision and memory format of the training")
     probes: int = Field(0, ge=0, description="fixed sub-models whose loss is followed over the training (figure 3)")
     probe_every: int = Field(1, ge=1, description="epochs between two looks at the probes")
 
@@ -61,9 +61,13 @@ class Progress:
     """How far a training is: what a checkpoint holds beside the weights and the method's state."""
 
     epoch: int = 0
+    """Epochs that are done: the present one's number, from 0."""
     step: int = 0
+    """Steps of the present epoch that are done."""
     sums: dict[str, float] = field(default_factory=dict)
+    """Each figure of the method's steps, summed over those of this epoch that have been read from the device."""
     history: list[Row] = field(default_factory=list)
+    """One row per epoch that is done."""
 
     @property
     def loss(self) -> float:

@@ -48,7 +48,7 @@ class PoolSettings(BaseModel):
     )
     seeds: list[int] = Field(min_length=1, description="several tell how reliable the accuracies are")
     seed: int = Field(0, ge=0, description="of the draw")
-    recipe: Recipe
+    recipe: Recipe = Field(description="how each architecture is trained")
 
     @model_validator(mode="after")
     def _something_to_draw(self) -> PoolSettings:
@@ -66,9 +66,13 @@ class OfficialSettings(BaseModel):
         min_length=1,
         description="nats: the folder, or the .tar file with or without its ending; nasbench201: the .pth file",
     )
-    dataset: Literal["cifar10", "cifar10-valid", "cifar100", "ImageNet16-120"] = "cifar10"
-    epochs: Literal[12, 200] = 200
-    split: Literal["train", "validation", "test", "validation_and_test"] = "test"
+    dataset: Literal["cifar10", "cifar10-valid", "cifar100", "ImageNet16-120"] = Field(
+        "cifar10", description="that the accuracies are of; cifar10-valid was trained on half of the training images"
+    )
+    epochs: Literal[12, 200] = Field(200, description="of the official training, which is there in two lengths")
+    split: Literal["train", "validation", "test", "validation_and_test"] = Field(
+        "test", description="images that the accuracies are of"
+    )
     incomplete: Literal["error", "accept"] = Field("error", description="what to do where architectures are absent")
 
     @model_validator(mode="after")
@@ -90,7 +94,7 @@ class TableSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str = Field(min_length=1)
+    path: str = Field(min_length=1, description="the CSV file")
     architecture: str = Field("architecture", description="name of the column")
     accuracy: str = Field("accuracy", description="name of the column")
     seeds: list[str] = Field([], description="columns with the accuracy of one seed each, whose mean is the accuracy")
@@ -116,7 +120,7 @@ class CostFileSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str = Field(min_length=1)
+    path: str = Field(min_length=1, description="the CSV file")
     architecture: str | None = Field(None, description="column of architecture strings")
     index: str | None = Field(None, description="or column of official indices")
     columns: dict[str, str] = Field(min_length=1, description="name in the table, and column")
@@ -145,10 +149,10 @@ class FurtherSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: Literal["nats", "nasbench201", "table"]
-    nats: OfficialSettings | None = None
-    nasbench201: OfficialSettings | None = None
-    table: TableSettings | None = None
+    source: Literal["nats", "nasbench201", "table"] = Field(description="which of the blocks below is read")
+    nats: OfficialSettings | None = Field(None, description="files of NATS-Bench's topology space")
+    nasbench201: OfficialSettings | None = Field(None, description="the official file of NAS-Bench-201")
+    table: TableSettings | None = Field(None, description="a CSV file")
 
     @model_validator(mode="after")
     def _source_is_there(self) -> Self:
@@ -162,11 +166,13 @@ class BenchmarkSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: Literal["pool", "nats", "nasbench201", "table"]
-    pool: PoolSettings | None = None
-    nats: OfficialSettings | None = None
-    nasbench201: OfficialSettings | None = None
-    table: TableSettings | None = None
+    source: Literal["pool", "nats", "nasbench201", "table"] = Field(
+        description="which of the blocks below is used; pool: architectures are trained here"
+    )
+    pool: PoolSettings | None = Field(None, description="architectures that are drawn and trained here")
+    nats: OfficialSettings | None = Field(None, description="files of NATS-Bench's topology space")
+    nasbench201: OfficialSettings | None = Field(None, description="the official file of NAS-Bench-201")
+    table: TableSettings | None = Field(None, description="a CSV file")
     costs: CostFileSettings | None = Field(None, description="further costs of all architectures, from a file")
 
     @model_validator(mode="after")

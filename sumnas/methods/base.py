@@ -29,17 +29,17 @@ class MethodSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    strategy: str
+    strategy: str = Field(description="name of the file in sumnas/methods")
     epochs: int | None = Field(None, ge=1, description="instead of supernet.epochs: comparisons at equal passes")
 
 
 class GradientSettings(MethodSettings):
     """Rates of one SGD step. The defaults are what SUMNAS's table 1 uses for every method but its own (App. D)."""
 
-    learning_rate: float = Field(0.2, gt=0)
-    momentum: float = Field(0.0, ge=0, lt=1)
-    schedule: Schedule = "cosine"
-    weight_decay: float = Field(4e-5, ge=0)
+    learning_rate: float = Field(0.2, gt=0, description="of SGD, where the schedule begins")
+    momentum: float = Field(0.0, ge=0, lt=1, description="of SGD")
+    schedule: Schedule = Field("cosine", description="of the rate over the training; cosine ends at 0")
+    weight_decay: float = Field(4e-5, ge=0, description="of every parameter that a step's paths use")
 
 
 Engine = Literal["sequential", "lockstep"]

@@ -32,12 +32,16 @@ class Settings(GradientSettings):
     )
     matching_every: int = Field(200, ge=1, description="steps between two updates of the matching layer")
     matching_learning_rate: float = Field(1e-4, gt=0, description="of plain SGD")
-    matching_clip_norm: float = Field(1.0, gt=0)
+    matching_clip_norm: float = Field(1.0, gt=0, description="largest gradient norm of an update of the matching layer")
 
 
 @dataclass
 class Member:
-    """A path on the board: training accuracy (percent) when it entered, MACs (millions), images and its softmax."""
+    """A `path` on the board, with its `macs` (millions) and what it had when it entered.
+
+    That is its training `accuracy` (percent) on a batch, the first `images` [stored, C, H, W] of that batch, and its
+    `softmax` [stored, classes] on them.
+    """
 
     path: Architecture
     accuracy: float
@@ -54,6 +58,7 @@ class Cream(GradientMethod):
     """
 
     settings: Settings
+    """The block of `methods` that it was made with."""
 
     def __init__(self, supernet: Supernet, settings: Settings, total_steps: int, seed: int) -> None:
         super().__init__(supernet, settings, total_steps, seed)

@@ -31,6 +31,7 @@ class DARTS(MixtureMethod):
     """
 
     settings: Settings
+    """The block of `methods` that it was made with."""
 
     def __init__(self, supernet: Supernet, settings: Settings, total_steps: int, seed: int) -> None:
         super().__init__(supernet, settings, total_steps, seed)

@@ -21,25 +21,29 @@ class Settings(MethodSettings):
     """A block of `methods` with `strategy: enas`. NAS-Bench-201's values: 250 epochs, batches of 128."""
 
     strategy: Literal["enas"]
-    learning_rate: float = Field(0.05, gt=0)
+    learning_rate: float = Field(0.05, gt=0, description="of SGD on the weights, where the schedule begins")
     minimum_rate: float = Field(0.0005, ge=0, description="where the schedule ends")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = True
-    schedule: Schedule = "cosine"
-    weight_decay: float = Field(2.5e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD on the weights")
+    nesterov: bool = Field(True, description="Nesterov's momentum for the weights")
+    schedule: Schedule = Field(
+        "cosine", description="of the weights' rate over the training; that of the controller is constant"
+    )
+    weight_decay: float = Field(2.5e-4, ge=0, description="of the weights")
     clip_norm: float | None = Field(5.0, gt=0, description="largest gradient norm of a step of the weights; null: any")
     train_share: float = Field(0.5, gt=0, lt=1, description="of the training images, for weights; the rest for rewards")
     controller_steps: int = Field(50, ge=1, description="of the controller after every epoch")
     controller_samples: int = Field(20, ge=1, description="paths of a controller's step, each on a batch of its own")
     controller_learning_rate: float = Field(1e-3, gt=0, description="of Adam")
-    controller_betas: tuple[float, float] = (0.0, 0.999)
-    controller_eps: float = Field(1e-3, gt=0)
-    controller_clip_norm: float = Field(5.0, gt=0)
+    controller_betas: tuple[float, float] = Field((0.0, 0.999), description="of Adam")
+    controller_eps: float = Field(1e-3, gt=0, description="of Adam")
+    controller_clip_norm: float = Field(5.0, gt=0, description="largest gradient norm of a controller's step")
     hidden: int = Field(32, ge=1, description="units of each of the controller's two LSTM layers")
-    temperature: float = Field(5.0, gt=0)
+    temperature: float = Field(5.0, gt=0, description="of the controller's choices: higher is more even")
     tanh_constant: float = Field(2.5, gt=0, description="logits are this times tanh(output / temperature)")
     entropy_weight: float = Field(1e-4, ge=0, description="of a path's entropy in its reward")
-    baseline_decay: float = Field(0.99, ge=0, le=1)
+    baseline_decay: float = Field(
+        0.99, ge=0, le=1, description="share of the old baseline of the rewards in the new one"
+    )
     choice: int = Field(100, ge=1, description="paths drawn at the end, of which the most accurate is the method's own")
 
 
@@ -87,6 +91,7 @@ class ENAS(GradientMethod):
     """
 
     settings: Settings
+    """The block of `methods` that it was made with."""
 
     def __init__(self, supernet: Supernet, settings: Settings, total_steps: int, seed: int) -> None:
         super().__init__(supernet, settings, total_steps, seed)

@@ -23,13 +23,16 @@ class Settings(GradientSettings):
 
     strategy: Literal["fairnas"]
     rounds: int = Field(1, ge=1, description="task batching: strictly fair rounds per step (ImageNet: 3)")
-    round_reduction: Literal["mean", "sum"] = "mean"
+    round_reduction: Literal["mean", "sum"] = Field(
+        "mean", description="over the rounds of a step; their gradients are averaged or summed"
+    )
 
 
 class FairNAS(GradientMethod):
     """Equal to SUMNAS with one adaptation step at learning rate outer x inner, where weight decay is 0."""
 
     settings: Settings
+    """The block of `methods` that it was made with."""
     lockstep = True
     spreads = True
 

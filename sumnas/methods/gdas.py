@@ -29,6 +29,7 @@ class GDAS(MixtureMethod):
     """A step of the weights on a drawn path, then one of the alphas on another. All cells share a draw."""
 
     settings: Settings
+    """The block of `methods` that it was made with."""
     passes_per_step = 2
 
     def __init__(self, supernet: Supernet, settings: Settings, total_steps: int, seed: int) -> None:

@@ -33,6 +33,7 @@ class NSAS(GradientMethod):
     """One path and the whole constraint set on one batch, one SGD step. Only their parameters move."""
 
     settings: Settings
+    """The block of `methods` that it was made with."""
 
     def __init__(self, supernet: Supernet, settings: Settings, total_steps: int, seed: int) -> None:
         super().__init__(supernet, settings, total_steps, seed)

@@ -23,6 +23,7 @@ class SPOS(GradientMethod):
     """One path, one batch, one SGD step. Only the path's parameters move."""
 
     settings: Settings
+    """The block of `methods` that it was made with."""
 
     def step(self, batches: Rounds, heldout: Sequence[Batch] = ()) -> Mapping[str, Tensor | float]:
         """Take one SGD step on a fresh path; report its loss and the rate."""

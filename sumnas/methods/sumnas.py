@@ -27,12 +27,14 @@ class Settings(MethodSettings):
     adaptation_steps: int = Field(ge=1, description="k: SGD steps of every path before the outer update")
     inner_learning_rate: float = Field(0.2, gt=0, description="at k = 1; divided by k where scale_inner is set")
     scale_inner: bool = Field(True, description="keep the size of an outer update: 0.2/k, that is 0.05 at k = 4")
-    inner_momentum: float = Field(0.9, ge=0, lt=1)
-    inner_weight_decay: float = Field(0.0, ge=0)
-    inner_schedule: Schedule = "constant"
-    outer_learning_rate: float = Field(1.0, gt=0)
-    outer_momentum: float = Field(0.0, ge=0, lt=1)
-    outer_schedule: Schedule = "cosine"
+    inner_momentum: float = Field(0.9, ge=0, lt=1, description="of the inner SGD")
+    inner_weight_decay: float = Field(0.0, ge=0, description="of the inner SGD")
+    inner_schedule: Schedule = Field("constant", description="of the inner rate over the training")
+    outer_learning_rate: float = Field(
+        1.0, gt=0, description="of the outer SGD on the Reptile difference, where its schedule begins"
+    )
+    outer_momentum: float = Field(0.0, ge=0, lt=1, description="of the outer SGD")
+    outer_schedule: Schedule = Field("cosine", description="of the outer rate over the training; cosine ends at 0")
     weight_decay: float = Field(4e-5, ge=0, description="of the outer SGD step")
     batches: Literal["fresh", "reuse"] = Field(
         "fresh", description="each of the k inner steps reads its own batch (App. H), or all read one (Algorithm 1)"
@@ -41,7 +43,7 @@ class Settings(MethodSettings):
         "reset", description="inner momentum starts at zero at every adaptation, or is carried over"
     )
     rounds: int = Field(1, ge=1, description="task batching: strictly fair rounds per outer step (ImageNet: 3)")
-    round_reduction: Literal["mean", "sum"] = "mean"
+    round_reduction: Literal["mean", "sum"] = Field("mean", description="over the rounds of an outer step")
     path_reduction: Literal["sum", "mean"] = Field("sum", description="over the m paths of a round (Algorithm 1: sum)")
     clip_norm: float | None = Field(None, gt=0, description="largest gradient norm of an inner step; null: any")
 
@@ -56,6 +58,7 @@ class SUMNAS(Method):
     """
 
     settings: Settings
+    """The block of `methods` that it was made with."""
     lockstep = True
     spreads = True
 

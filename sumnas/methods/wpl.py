@@ -37,6 +37,7 @@ class WPL(GradientMethod):
     """
 
     settings: Settings
+    """The block of `methods` that it was made with."""
     heldout = 1
 
     def __init__(self, supernet: Supernet, settings: Settings, total_steps: int, seed: int) -> None:

@@ -30,7 +30,7 @@ class Block(NamedTuple):
     """A layer of a space that is a chain of blocks, as it is to be drawn.
 
     `stage` counts from 0, `expansion` and `kernel` are the chosen ones, `channels` and `size` (height and width) those
-    of the output.
+    of the output. `stride`, 1 or 2, divides height and width of the input.
     """
 
     stage: int
@@ -49,7 +49,7 @@ class Part(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What every sub-model runs, and every operator of every layer: choices[layer][operator]."""
+    """What every sub-model runs (`rest`, such as stem and head), and every operator: choices[layer][operator]."""
 
     rest: list[Part]
     choices: list[list[Part]]

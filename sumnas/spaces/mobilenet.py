@@ -27,7 +27,7 @@ class StageSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     channels: int = Field(ge=1, description="output channels of every block")
-    blocks: int = Field(ge=1)
+    blocks: int = Field(ge=1, description="choice blocks of the stage")
     stride: Literal[1, 2] = Field(description="of the first block; the others have 1")
 
 
@@ -43,15 +43,15 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Literal["mobilenet"]
+    name: Literal["mobilenet"] = Field(description="of the space")
     image_size: int = Field(ge=1, description="height and width of the images")
-    image_channels: int = Field(ge=1)
-    classes: int = Field(ge=2)
-    stem_channels: int = Field(32, ge=1)
-    stem_stride: Literal[1, 2] = 2
+    image_channels: int = Field(ge=1, description="3 for RGB, 1 for grey")
+    classes: int = Field(ge=2, description="outputs of the classifier")
+    stem_channels: int = Field(32, ge=1, description="of the first convolution")
+    stem_stride: Literal[1, 2] = Field(2, description="of the first convolution")
     first_channels: int = Field(16, ge=1, description="of the separable convolution between stem and choice blocks")
-    stages: tuple[StageSettings, ...] = PAPER
-    head_channels: int = Field(1280, ge=1)
+    stages: tuple[StageSettings, ...] = Field(PAPER, description="the choice blocks, from input to output")
+    head_channels: int = Field(1280, ge=1, description="of the last 1x1 convolution, before pooling")
     se_ratio: float = Field(
         0.5,
         ge=0,
@@ -66,7 +66,11 @@ class Settings(BaseModel):
 
 
 class Place(NamedTuple):
-    """Where a choice block stands in the chain: what is the same for all its operators. `size` is of its output."""
+    """Where a choice block stands in the chain: what is the same for all its operators.
+
+    `stage` counts from 0, `inputs` and `outputs` are channels, `size` is the output's height and width: those of the
+    input divided by `stride`, rounded up.
+    """
 
     stage: int
     inputs: int

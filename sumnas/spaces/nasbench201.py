@@ -32,12 +32,12 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Literal["nasbench201"]
+    name: Literal["nasbench201"] = Field(description="of the space")
     channels: int = Field(ge=1, description="channels of the first stage; doubled at each of the two reductions")
     cells: int = Field(ge=1, description="cells per stage")
     image_size: int = Field(ge=4, description="height and width of the images, a multiple of 4")
-    image_channels: int = Field(ge=1)
-    classes: int = Field(ge=2)
+    image_channels: int = Field(ge=1, description="3 for RGB, 1 for grey")
+    classes: int = Field(ge=2, description="outputs of the classifier")
     affine: bool = Field(
         True, description="affine batch normalisation in the cells; without it their convolutions carry a bias"
     )
