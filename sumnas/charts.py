@@ -9,14 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 360.0, 290.0
+"""Of a chart, in units of its SVG; on a wide page a unit is a pixel."""
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 10.0, 10.0, 42.0
+"""Margins around the plotting area, in the same units; numbers and labels of the axes stand in them."""
 MOST = 6000
 """Points of all runs' charts of one kind together; of more, an even choice is shown."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A number at an axis, and where."""
+    """A number at an axis, `label` as it is shown, `at` in user units from the left edge or, at the y axis, the top."""
 
     at: float
     label: str
@@ -24,7 +26,11 @@ class Tick:
 
 @dataclass(frozen=True)
 class Mark:
-    """One architecture: `index` is the same in all charts, `foot` is where its stem begins, if it has one."""
+    """One architecture: a circle at `x` and `y` of this `radius`, in user units from the left and the top edge.
+
+    `index` is the same in all charts, `colour` is `#rrggbb`, and `tip` is what is told of it under the pointer. `foot`
+    is the y at which its stem begins, None where it has none.
+    """
 
     x: float
     y: float
@@ -37,14 +43,20 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """What the template draws, in user units of WIDTH x HEIGHT. Of more than are shown, `chosen` says which; a `path`
-    (SVG's `d`) lies under the marks."""
+    """What the template draws, in user units of `width` x `height`. A `path` (SVG's `d`) lies under the marks.
+
+    The area of the marks goes from `left` to `right` and from `top` to `bottom`; outside it are the ticks' numbers and,
+    with their units, `xlabel` and `ylabel`. `title` stands above. `total` counts the architectures that there are;
+    where these are more than the marks, `chosen` says which are shown.
+    """
 
     title: str
     xlabel: str
     ylabel: str
     xticks: list[Tick]
+    """Along the bottom, placed by their x."""
     yticks: list[Tick]
+    """Along the left edge, placed by their y, each with a line across."""
     marks: list[Mark]
     total: int
     chosen: str = "evenly over the true ranks"
@@ -59,14 +71,20 @@ class Chart:
 
 @dataclass(frozen=True)
 class Ranked:
-    """The architectures of one run: accuracies in percent, MACs in millions, and ranks, the best being 1."""
+    """The A ranked architectures of one run. Ranks begin with 1, the best; ties share their mean rank."""
 
     architectures: Sequence[str]
+    """Their strings, A of them."""
     reference: NDArray[np.float64]
+    """[A] true accuracy, in percent."""
     predicted: NDArray[np.float64]
+    """[A] accuracy with the supernet's weights, in percent."""
     macs: NDArray[np.float64]
+    """[A] multiply-adds, in millions."""
     true_rank: NDArray[np.float64]
+    """[A] rank by `reference`."""
     predicted_rank: NDArray[np.float64]
+    """[A] rank by `predicted`."""
 
 
 def ranked(rows: Sequence[Mapping[str, str]]) -> Ranked:

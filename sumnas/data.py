@@ -34,11 +34,14 @@ class Prepared:
     images: dict[str, Tensor | ImageFiles]
     labels: dict[str, Tensor]
     mean: Tensor
+    """[C] float32, subtracted from the bytes 0 to 255; on the device that normalised images are to be on."""
     std: Tensor
+    """[C] float32, by which the difference is divided; there too."""
     classes: int
+    """Number of classes; labels are below it."""
 
     def normalise(self, images: Tensor) -> Tensor:
-        """[N, H, W, C] uint8 -> [N, C, H, W] float32, channels_last, mean 0 and variance 1 over the training set."""
+        """[N, H, W, C] uint8 -> [N, C, H, W] float32, channels_last, less the mean, over the deviation."""
         # A permuted NHWC array already has the strides of channels_last: no copy is made for it.
         images = images.to(self.mean.device, non_blocking=True)  # as bytes, where it is another device
         return images.to(torch.float32).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
@@ -82,7 +85,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Streamed:
-    """A split that is read from files, normalised, in order."""
+    """The split `name` of `data`, whose images are in files: read, normalised, in order."""
 
     data: Prepared
     name: str

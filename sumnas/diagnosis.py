@@ -25,7 +25,10 @@ ROOM = 5.0
 
 
 class Finding(NamedTuple):
-    """One line of the report. `detail` says what to do where something is missing."""
+    """One line of the report: `what` was looked at, and its `state`.
+
+    `detail` says what was found, and what to do where something is missing.
+    """
 
     what: str
     state: State

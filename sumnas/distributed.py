@@ -29,7 +29,10 @@ class RankLost(UserError):
 
 
 class Place(NamedTuple):
-    """What a launcher tells a process that it started: its number, how many there are, its number on this machine."""
+    """What a launcher tells a process that it started.
+
+    `rank` is its number among the `world` that there are on all machines, `local` that on this machine, both from 0.
+    """
 
     rank: int = 0
     world: int = 1
@@ -46,7 +49,10 @@ def place(environment: Mapping[str, str] = os.environ) -> Place | None:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a training, seen from one of them. `group`: torch's process group, None for that of all."""
+    """The processes of a training, or a group of them, seen from one: its number is `rank`, from 0, of `world` in all.
+
+    `group`: torch's process group, None for that of all.
+    """
 
     rank: int = 0
     world: int = 1
@@ -135,6 +141,7 @@ class Ranks:
 
 
 ALONE = Ranks()
+"""The one process there is, where nothing is shared."""
 
 
 def dealt(costs: Sequence[float], room: Sequence[int], loads: list[float]) -> list[list[int]]:

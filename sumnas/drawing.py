@@ -25,7 +25,7 @@ MARGIN = 0.25
 
 @dataclass(frozen=True)
 class Panel:
-    """One architecture of a figure, as a graph or, with `chain`, as a chain; `title` may have several lines."""
+    """One architecture of a figure: a graph of `edges` or, with `chain`, a chain; `title` may have several lines."""
 
     title: str
     edges: Sequence[Edge]

@@ -27,7 +27,7 @@ def front(
     """Draw the rows of scored.csv. `found` has what limit each architecture was found under, in words.
 
     `numbers` gives every architecture its index in all charts, and takes up those that it lacks. The front and what
-    was found are always shown, of the others at most so many that `most` are shown in all. Costs are the multiply-adds,
+    was found are always shown, of the others at most `most`. Costs are the multiply-adds,
     or the rows' column `cost`, called `measured`, of those that have one.
     """
     key = "macs" if measured is None else "cost"

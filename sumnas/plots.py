@@ -13,10 +13,13 @@ from sumnas import files
 from sumnas.shown import measured
 
 INK, ACCENT, QUIET = "#222222", "#0072b2", "#9aa5ab"
+"""Colours of text and lines, of what matters, and of what it is compared with."""
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's colours, told apart by the colour-blind, without the yellow that white paper swallows."""
 STYLE = {"backend": "svg", "svg.hashsalt": "sumnas", "axes.titlesize": 10}
+"""Matplotlib's settings for every figure; the salt makes equal figures equal bytes."""
 DASHES = ("solid", "dashed", "dotted", "dashdot")
+"""Line styles of the curves of one colour, in turn: its seeds."""
 RASTER_FROM = 2000
 """Points from which a scatter is drawn as a picture inside the SVG: a browser is slow with so many elements."""
 
@@ -32,7 +35,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Spread:
-    """One run's sub-models: accuracies in percent, with mean and standard deviation as recorded, of these or of all."""
+    """One run's sub-models: `values` are accuracies in percent, a stroke each.
+
+    `label`, the run's name, stands beside them; `group` (the method) gives the colour. `mean` and `std` (standard
+    deviation) are as recorded, in percent, of these or of all sub-models.
+    """
 
     label: str
     group: str
@@ -56,7 +63,7 @@ def scatter(path: Path, rows: Sequence[Mapping[str, Any]], title: str, ylabel: s
             rasterized=len(rows) > RASTER_FROM,
         )  # fmt: skip
         figure.colorbar(points, label="multiply-adds (millions)")
-        axes.set(xlabel="reference accuracy, test split (%)", ylabel=ylabel, title=title)
+        axes.set(xlabel="reference accuracy (%)", ylabel=ylabel, title=title)
 
 
 def pareto(

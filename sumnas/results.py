@@ -31,7 +31,7 @@ class Run(summary.Run):
 
 @dataclass(frozen=True)
 class Results:
-    """A finished run's results: the settings in force, the summary, and each run listed."""
+    """A finished run's settings in force, its summary, and its `runs`: every listed method with every seed."""
 
     settings: dict[str, Any]
     summary: dict[str, Any]
@@ -40,18 +40,25 @@ class Results:
 
 @dataclass(frozen=True)
 class Cell:
-    """One distinct architecture that was found; `edges` is None where the space cannot draw it.
+    """One distinct architecture that was found; `edges` is None where its string is not of the space.
 
     `chain` are its blocks, where the space is a chain of them.
     """
 
     number: int
+    """From 1, in order of first appearance."""
     architecture: str
+    """Its string."""
     macs: float
+    """Multiply-adds, in millions."""
     params: float
+    """Parameters, in millions."""
     benchmark_accuracy: float | None
+    """True accuracy in percent; None where the table lacks the architecture."""
     retrained_accuracy: float | None
+    """Test accuracy in percent, trained from scratch by the first run that found it; None where it was not."""
     found_by: list[str]
+    """Every run that found it with the limit, such as `spos-0, < 0.3M MACs`."""
     edges: list[Edge] | None
     chain: list[Block] | None
 

@@ -22,9 +22,13 @@ class Run:
     """What the stages wrote about one run: rank's metrics and predictions, search's and retrain's results."""
 
     method: str
+    """Its name under `methods` in the settings."""
     seed: int
+    """That of the supernet, one of `run.seeds`."""
     ranking: dict[str, Any]
+    """rank's metrics.json: measures by name, accuracies in percent."""
     found: dict[str, Any]
+    """search's found.json, whose own `found` has an entry per limit."""
     retrain: dict[str, Any]
     predictions: list[dict[str, str]]
 

@@ -23,8 +23,9 @@ NAMED = 5
 class Imported:
     """What an importer found, in the order of the table's rows.
 
-    Accuracies in percent by architecture and seed; further costs by architecture and name; the official indices,
-    where the source has them; and the indices of architectures that the source should have and lacks.
+    `accuracies` are in percent by architecture and seed, `costs` further ones by architecture and name, each in its
+    own unit. `indices` has the architecture of every official index, where the source has them, and `absent` the
+    indices of architectures that the source should have and lacks, ascending.
     """
 
     accuracies: dict[Architecture, dict[str, float]] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from sumnas.errors import UserError
 from sumnas.spaces.base import Architecture, Space
 
 COLUMNS = ("architecture", "accuracy", "std", "seeds", "macs", "params")
+"""The first columns of benchmark.csv; accuracies and std in percent, MACs and parameters in millions."""
 PER_SEED = "accuracy_seed_"
 """Prefix of further columns: the accuracy with each seed, where it is known."""
 COST = "cost_"
@@ -22,16 +23,21 @@ COST = "cost_"
 
 @dataclass(frozen=True)
 class Table:
-    """True accuracies in percent [A], MACs and parameters in millions [A], accuracies per seed [A, S].
+    """A architectures with their true accuracies and costs, one a row.
 
     `costs` has further costs [A] by name, each in its own unit.
     """
 
     architectures: list[Architecture]
+    """A of them, in the order of the rows."""
     accuracy: NDArray[np.float64]
+    """[A] true accuracy in percent, the mean over seeds."""
     macs: NDArray[np.float64]
+    """[A] multiply-adds of one image, in millions."""
     params: NDArray[np.float64]
+    """[A] parameters, in millions."""
     per_seed: NDArray[np.float64]
+    """[A, S] true accuracy in percent with each of the S seeds that no architecture lacks; of a single seed S is 0."""
     costs: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Table:

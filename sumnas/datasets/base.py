@@ -17,9 +17,12 @@ class Raw(NamedTuple):
     """A data set as it comes. `test` is None where it comes in one piece."""
 
     images: Images
+    """[N, H, W, C] of the training set, or of the one piece."""
     labels: Labels
+    """[N] of these images: positions in `classes`."""
     test: tuple[Images, Labels] | None
     classes: list[str]
+    """Names of the classes."""
 
 
 def digits() -> Raw:

@@ -30,7 +30,11 @@ PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 
 class RawFile(NamedTuple):
-    """A published file: where it lies under the folder of raw files, what it must be, where it comes from."""
+    """A published file: its `path` under the folder of raw files, what it must be, where it comes from.
+
+    `md5` is in hexadecimal digits, `size` in bytes and None where it is not known. Of `urls` the first that gives the
+    whole file counts.
+    """
 
     path: str
     md5: str

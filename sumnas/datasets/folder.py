@@ -18,7 +18,9 @@ from sumnas.errors import UserError
 from sumnas.progress import Progress
 
 ENDINGS = (".jpg", ".jpeg", ".png")
+"""Of the files that are read as images, in lower case; others are passed over."""
 FORMATS = ("JPEG", "PNG")
+"""What such a file may really be, whatever its ending; Pillow's names."""
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 """Pixel formats of eight bits or fewer; a conversion of deeper ones to RGB would cut them off."""
 THREADS = 8
@@ -33,6 +35,7 @@ class Listing(NamedTuple):
     paths: list[str]
     """Relative to the root, with `/`."""
     labels: Labels
+    """[N], from 0: positions among the sorted names of the classes."""
     sizes: NDArray[np.int64]
     """[N, 3]: width, height, length in bytes."""
 

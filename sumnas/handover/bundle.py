@@ -52,7 +52,7 @@ from torch import nn
 
 MEAN = {mean}
 STD = {std}
-"""Of the training images' values 0 to 255, per channel."""
+"""Per channel of values 0 to 255: what the network was trained with."""
 
 
 '''

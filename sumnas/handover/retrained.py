@@ -17,7 +17,7 @@ from sumnas.spaces.base import Architecture, Space
 
 @dataclass(frozen=True)
 class Retrained:
-    """A network in evaluation mode, on the CPU, and what the files say of it.
+    """The `network` of an `architecture` of this `space`, in evaluation mode, on the CPU, and what the files say of it.
 
     `entry` has architecture, macs and params (millions), seed, test_accuracy and validation_accuracy (percent, the
     latter None without such a split), test_top5 where it was measured, and limits where a search found it; `digest` is

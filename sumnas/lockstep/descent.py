@@ -17,7 +17,11 @@ from sumnas.spaces.base import Architecture, Supernet
 
 @dataclass(frozen=True)
 class Inner:
-    """The inner SGD: k steps, momentum that starts at zero, weight decay, the largest gradient norm of a path."""
+    """The inner SGD: k `steps`, and `momentum` that starts at zero.
+
+    `max_norm` is the largest norm of a path's gradient, None for any. `weight_decay` times the weights is added to the
+    gradient after that.
+    """
 
     steps: int
     momentum: float
