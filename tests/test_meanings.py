@@ -16,12 +16,19 @@ from sumnas.cli import main
 from sumnas.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-FIELDS = [
-    pytest.param(model, name, id=f"{root}.{model.__name__}.{name}")
-    for root, outer in meanings.roots()
-    for model in {outer, *(m for m in [meanings.model_in(f.annotation) for f in outer.model_fields.values()] if m)}
-    for name in model.model_fields
-]
+
+
+def every_field() -> list[tuple[type[BaseModel], str]]:
+    """Return the fields of all models, a block inside another once."""
+    found, waiting = list[type[BaseModel]](), [model for _, model in meanings.roots()]
+    for model in waiting:  # it grows meanwhile
+        if model not in found:
+            found.append(model)
+            waiting += [m for f in model.model_fields.values() if (m := meanings.model_in(f.annotation))]
+    return [(model, name) for model in found for name in model.model_fields]
+
+
+FIELDS = [pytest.param(m, n, id=f"{m.__module__}.{m.__name__}.{n}") for m, n in every_field()]
 
 
 def refused(model: type[BaseModel], name: str, value: object) -> bool:
@@ -95,17 +102,7 @@ def test_the_page_is_that_of_the_models() -> None:
     page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
     made = CliRunner().invoke(main, ["settings", "--markdown"])
     assert made.output == page, "make it anew: sumnas settings --markdown > docs/settings.md"
-    assert page.count("\n| `") == len({(model, name) for model, name in every_field()})
-
-
-def every_field() -> list[tuple[type[BaseModel], str]]:
-    """Return the fields of all models, a block inside another once."""
-    found, waiting = list[type[BaseModel]](), [model for _, model in meanings.roots()]
-    for model in waiting:  # it grows meanwhile
-        if model not in found:
-            found.append(model)
-            waiting += [m for f in model.model_fields.values() if (m := meanings.model_in(f.annotation))]
-    return [(model, name) for model in found for name in model.model_fields]
+    assert page.count("\n| `") == len(every_field())
 
 
 def test_the_command_says_what_a_key_means() -> None:
