@@ -187,7 +187,7 @@ def test_dvc_commands(dvc_clone: Any) -> None:
     assert not re.search("https?:", page) and page.count("<img") >= 6  # figures alone: no library from elsewhere
     # What an editor's extension asks for; a training that runs has its picture in live/.
     (dvc_clone.folder / "live/spos-0.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    found = json.loads(dvc_clone.run("dvc", "plots", "diff", "--json").stdout)
+    found = json.loads(dvc_clone.run("dvc", "plots", "diff", "-o", ".dvc/tmp/plots", "--split", "--json").stdout)
     missed = [e["name"] for e in found.get("errors", []) if e["rev"] == "workspace" or e["name"].startswith("live")]
     assert missed == [] and {"live/spos-0.svg", "live/trainings.svg"} < found["data"].keys()
     (dvc_clone.folder / "live/spos-0.svg").unlink()

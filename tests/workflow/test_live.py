@@ -43,6 +43,37 @@ def test_draws_the_epochs_so_far(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(folder.iterdir()) == []
 
 
+def test_what_an_editor_watches_is_written_when_a_picture_comes_or_goes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "FIRST", 0.0)
+    monkeypatch.setattr(live, "SHARE", 1e9)
+    folder.mkdir()
+    watched, text = folder / "trainings.svg", (Path(live.__file__).parents[1] / live.WATCHED).read_text()
+    watched.write_text(text)
+    written = []
+
+    def look() -> None:
+        written.append(watched.stat().st_ino)
+        assert watched.read_text() == text
+
+    drawing = live.Live("spos-0")
+    for step in (
+        look,
+        lambda: drawing(ROWS[:1]),
+        look,
+        lambda: drawing(ROWS),
+        look,
+        drawing.end,
+        look,
+        drawing.end,
+        look,
+    ):
+        step()
+    came, went = written[0] != written[1], written[2] != written[3]
+    assert came and went and written[1] == written[2] and written[3] == written[4]
+
+
 def test_waits_before_each_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     clock = [100.0]
@@ -58,7 +89,7 @@ def test_waits_before_each_picture(folder: Path, monkeypatch: pytest.MonkeyPatch
     while clock[0] < 300:
         drawing(ROWS)
         clock[0] += 1
-    assert drawn[0] == pytest.approx(130, abs=1) and drawn[1] == pytest.approx(200, abs=2) and len(drawn) == 3
+    assert drawn[0] == pytest.approx(110, abs=1) and drawn[1] == pytest.approx(180, abs=2) and len(drawn) == 3
 
 
 def test_a_picture_that_cannot_be_written_is_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
