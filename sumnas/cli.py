@@ -58,7 +58,12 @@ def main() -> None:
 @PARAMS
 @JSON
 def score(architectures: Sequence[str], weights: Path, prepared: Path, settings: Path, as_json: bool) -> None:
-    """Predict accuracies (%) with a trained supernet: blocks `calibration` and `evaluation` of the settings."""
+    """Predict accuracies (%) with a trained supernet on the CPU: blocks `calibration` and `evaluation` of the settings.
+
+    It computes with run.threads threads, as the stages do: another number gives other rounding.
+    """
+    import torch
+
     from sumnas import data, params, trained
     from sumnas.evaluation import Predictor
 
@@ -67,8 +72,13 @@ def score(architectures: Sequence[str], weights: Path, prepared: Path, settings:
     images = data.load(prepared)
     data.check_fits(images, space)
     chosen = _decoded(space, architectures)
-    predict = Predictor(space, supernet, images, loaded.calibration, loaded.evaluation)
-    scores = [predict(architecture) for architecture in chosen]
+    before = torch.get_num_threads()
+    torch.set_num_threads(loaded.run.threads)
+    try:
+        predict = Predictor(space, supernet, images, loaded.calibration, loaded.evaluation)
+        scores = [predict(architecture) for architecture in chosen]
+    finally:
+        torch.set_num_threads(before)
     rows = [
         {"architecture": space.encode(a), "predicted": s.accuracy, "loss": s.loss, "split": loaded.evaluation.split}
         for a, s in zip(chosen, scores, strict=True)
@@ -101,7 +111,10 @@ def cost(architectures: Sequence[str], settings: Path, as_json: bool) -> None:
 @click.option("--warmup", type=click.IntRange(0), default=5, show_default=True, help="rounds that do not count")
 @click.option("--repeats", type=click.IntRange(1), default=30, show_default=True, help="rounds that a median is over")
 @PARAMS
-def latency(out: Path, device: str, threads: int, batch_size: int, warmup: int, repeats: int, settings: Path) -> None:
+@JSON
+def latency(
+    out: Path, device: str, threads: int, batch_size: int, warmup: int, repeats: int, settings: Path, as_json: bool
+) -> None:
     """Measure every operator of the space on this device, as a table for a search under a limit on latency."""
     import torch
 
@@ -120,16 +133,22 @@ def latency(out: Path, device: str, threads: int, batch_size: int, warmup: int, 
     facts: dict[str, str | int] = {"device": name, "threads": threads, "batch_size": batch_size, "repeats": repeats}
     latency.write(out, space, costs, {**facts, "torch": torch.__version__})
     low, high = (costs.base + float(end) for end in (costs.table.min(1).sum(), costs.table.max(1).sum()))
+    digest = files.sha256(out)
+    if as_json:
+        said = {"path": str(out), "sha256": digest, **facts, "smallest_ms": low, "largest_ms": high}
+        click.echo(json.dumps({**said, "whole_over_parts": [min(whole), max(whole)]}, indent=2))
+        return
     click.echo(f"{low:.3g} to {high:.3g} ms on {name} -> {out}")
     click.echo(f"whole networks took {min(whole):.2f} to {max(whole):.2f} times the sums of their parts")
-    click.echo(f"search:\n  cost: latency_ms\n  latency: {{ path: {out}, sha256: {files.sha256(out)[:16]} }}")
+    click.echo(f"search:\n  cost: latency_ms\n  latency: {{ path: {out}, sha256: {digest[:16]} }}")
 
 
 @main.command()
 @click.argument("architecture", metavar="ARCH")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("architecture.svg"), show_default=True)
 @PARAMS
-def draw(architecture: str, output: Path, settings: Path) -> None:
+@JSON
+def draw(architecture: str, output: Path, settings: Path, as_json: bool) -> None:
     """Draw an architecture as an SVG file."""
     from sumnas import drawing, files
 
@@ -137,7 +156,7 @@ def draw(architecture: str, output: Path, settings: Path) -> None:
     (chosen,) = _decoded(space, [architecture])
     with files.replacing(output) as part:
         part.write_bytes(drawing.svg(space.graph(chosen), space.candidates, space.chain(chosen)))
-    click.echo(output)
+    click.echo(json.dumps({"path": str(output), "architecture": space.encode(chosen)}) if as_json else output)
 
 
 @main.command(short_help="Hand over a retrained network as plain torch files.")
@@ -146,7 +165,8 @@ def draw(architecture: str, output: Path, settings: Path) -> None:
 @click.option("--network", "which", help="which one, where several were retrained: its limit (0.3, none) or string")
 @click.option("--prepared", type=click.Path(path_type=Path), default=Path("data/prepared"), show_default=True)
 @click.option("--onnx/--no-onnx", default=None, help="network.onnx too  [default: where its packages are installed]")
-def export(folder: Path, output: Path, which: str | None, prepared: Path, onnx: bool | None) -> None:
+@JSON
+def export(folder: Path, output: Path, which: str | None, prepared: Path, onnx: bool | None, as_json: bool) -> None:
     """Hand over a retrained network of FOLDER (results/retrain/<run>, results/one) as files that need only torch."""
     from sumnas.handover import bundle, retrained
 
@@ -158,13 +178,17 @@ def export(folder: Path, output: Path, which: str | None, prepared: Path, onnx: 
     differences = bundle.write(found, prepared, output, onnx=onnx is not False and not missing)
     if missing:
         click.echo(f"sumnas: note: no network.onnx, which {remedy}", err=True)
+    if as_json:
+        click.echo(json.dumps({"path": str(output), "differences": differences}, indent=2))
+        return
     click.echo(f"{', '.join(differences)}: differ by at most {max(differences.values()):.2g} -> {output}")
 
 
 @main.command("import-benchmark", short_help="Bring published accuracies into one table.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("table.csv"), show_default=True)
 @PARAMS
-def import_benchmark(output: Path, settings: Path) -> None:
+@JSON
+def import_benchmark(output: Path, settings: Path, as_json: bool) -> None:
     """Bring published accuracies into one table: block `benchmark` of the settings (docs/benchmarks.md)."""
     from sumnas import params
     from sumnas.benchmark import importers, table
@@ -180,6 +204,10 @@ def import_benchmark(output: Path, settings: Path) -> None:
     if loaded.benchmark.costs:
         importers.add_costs(imported, loaded.benchmark.costs, space)
     table.write(output, space, imported.accuracies, imported.costs)
+    if as_json:
+        counts = {"architectures": len(imported.accuracies), "absent": len(imported.absent)}
+        click.echo(json.dumps({"path": str(output), **counts}, indent=2))
+        return
     absence = f"; {imported.absence()}" if imported.absent else ""
     click.echo(f"{len(imported.accuracies)} architectures{absence} -> {output}")
 

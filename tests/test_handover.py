@@ -154,6 +154,11 @@ def test_the_files_give_the_same_logits_without_this_package(tmp_path: Path, spa
     data = prepared(tmp_path / "data", space)
     said = export(tmp_path / "one", "-o", tmp_path / "out", "--prepared", data, "--no-onnx")
     assert said.stderr == "" and said.stdout.startswith("network.py, network.pt2: differ by at most ")
+    if text == CELLS[0]:
+        told = json.loads(
+            export(tmp_path / "one", "-o", tmp_path / "b", "--prepared", data, "--no-onnx", "--json").stdout
+        )
+        assert told["path"] == str(tmp_path / "b") and set(told["differences"]) == {"network.py", "network.pt2"}
     names = {"network.py", "weights.pt", "network.pt2", "MODEL_CARD.md"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     images = batch(space)

@@ -137,7 +137,12 @@ def test_a_real_measurement_of_a_small_space(tmp_path: Path, monkeypatch: pytest
         settings["benchmark"]["pool"]["architectures"] = 6
 
     begin(tmp_path, monkeypatch, change)
-    result = CliRunner().invoke(main, ["latency", "-o", "here.csv", "--repeats", "3", "--warmup", "1"])
+    short = ["latency", "--repeats", "3", "--warmup", "1"]
+    said = json.loads(CliRunner().invoke(main, [*short, "-o", "there.csv", "--json"]).stdout)
+    measured = latency.read(Path("there.csv"), of)
+    assert said["sha256"] == files.sha256(Path("there.csv")) and said["repeats"] == 3
+    assert said["smallest_ms"] == pytest.approx(measured.base + measured.table.min(1).sum(), rel=1e-6)
+    result = CliRunner().invoke(main, [*short, "-o", "here.csv"])
     assert result.exit_code == 0, result.output
     costs = latency.read(Path("here.csv"), of)
     assert costs.base > 0 and costs.table.shape == (4, 6) and (costs.table > 0).all() and costs.table.max() < 1000
