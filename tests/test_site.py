@@ -76,7 +76,18 @@ def test_links_are_turned() -> None:
 def test_flow_charts_become_text() -> None:
     chart = "a\n```mermaid\nflowchart LR\n    a --> b --> c\n    b --> d\n```\n```text\na --> b\n```\n"
     assert pages.without_diagrams(chart) == "a\n```text\na → b → c\nb → d\n```\n```text\na --> b\n```\n"
-    assert "mermaid" not in pages.without_diagrams((ROOT / "README.md").read_text(encoding="utf-8"))
+    for page in NAV:  # whatever is left would have a script fetched
+        assert "```mermaid" not in pages.without_diagrams(source(page).read_text(encoding="utf-8")), page
+
+
+def test_every_source_that_is_named_has_its_place() -> None:
+    page = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) (\d{4}) \|.*https://", page[page.index("## Sources") :], re.M)
+    named = set()
+    for path in [*(ROOT / "sumnas").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]:
+        text = path.read_text(encoding="utf-8")
+        named |= set(re.findall(r"\b([A-Z]\w+ (?:et al\.|& [A-Z]\w+)),? (?:[A-Z]\w+ )?\(?(\d{4})\b", text))
+    assert len(named) >= 13 and named <= set(rows)
 
 
 def test_the_modules_with_pages_are_those_with_public_names() -> None:
