@@ -29,7 +29,7 @@ snakemake: setup ## run the whole pipeline with Snakemake, two jobs at a time
 	@echo && cat results/summary/table.md
 
 test: setup ## run the tests, a process per core
-	python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	python -m pytest -r s --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-faults: setup ## kill stages at random moments and compare what comes out
 	python -m pytest --numprocesses auto --maxprocesses 2 --dist worksteal tests/faults

@@ -151,10 +151,12 @@ class Page:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Browser]:
-    """Start a browser whose profile lies in `folder`; skip the test where there is none."""
+    """Start a browser whose profile lies in `folder`; skip the test where there is none, or fail if one is required."""
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
-        pytest.skip(f"needs a browser: one of {', '.join(NAMES)}")
+        missing = f"needs a browser: one of {', '.join(NAMES)}"
+        assert os.environ.get("SUMNAS_TEST_BROWSER") != "require", missing
+        pytest.skip(missing)
     (reads, to), (back, writes) = os.pipe(), os.pipe()
     # The browser reads from descriptor 3 and writes to 4: its ends must not lie there before they are copied.
     ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (reads, writes)]
