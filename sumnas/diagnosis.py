@@ -20,6 +20,7 @@ State = Literal["ok", "note", "missing"]
 """`note`: the pipeline runs without it, or it is only different from what the results were made with."""
 
 PACKAGES = ("torch", "torchvision", "dvc", "snakemake", "mlflow", "scipy", "pyyaml")
+"""Packages that must be installed; their versions are compared with the pinned ones."""
 ROOM = 5.0
 """Free GB below which it is said."""
 
@@ -143,17 +144,22 @@ def _disk() -> Iterator[Finding]:
     for what, folder in (("room for results", Path()), ("room for checkpoints", checkpoint.root())):
         there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
         free = shutil.disk_usage(there).free / 1e9
-        able = os.access(there, os.W_OK)
-        detail = f"{free:.1f} GB free in {folder.absolute()}" if able else f"{there}: cannot be written"
+        able = there.is_dir() and os.access(there, os.W_OK)
+        detail = f"{free:.1f} GB free in {folder.absolute()}"
+        if not able:
+            detail = f"{there}: cannot be written" if there.is_dir() else f"{there}: no folder"
         if able and free < ROOM:
             detail += "; a full disk stops a stage (and loses nothing)"
         yield Finding(what, "missing" if not able else "ok" if free >= ROOM else "note", detail)
 
 
 def _programs() -> Iterator[Finding]:
-    for name, why in (("git", "DVC needs it"), ("make", "for the README's commands")):
+    absent: tuple[tuple[str, State, str], ...] = (
+        ("git", "missing", "DVC needs it"), ("make", "note", "for the README's commands"),
+    )  # fmt: skip
+    for name, state, why in absent:
         path = shutil.which(name)
-        yield Finding(name, "ok" if path else "missing", path or f"not found; {why}")
+        yield Finding(name, "ok" if path else state, path or f"not found; {why}")
     if not shutil.which("sbatch"):
         yield Finding("slurm", "note", "no sbatch here; `--profile slurm` needs a login node (docs/cluster.md)")
         return
