@@ -10,12 +10,12 @@ BASELINES = {"macs": "MACs alone", "params": "parameters alone"}
 
 
 def number(value: float | None) -> str:
-    """Return a tau or another measure as it is shown."""
+    """Return a tau or another measure as it is shown: three decimals, `-` for None."""
     return "-" if value is None else f"{value:.3f}"
 
 
 def percent(value: float | None) -> str:
-    """Return an accuracy as it is shown."""
+    """Return an accuracy in percent as it is shown: two decimals, no sign, `-` for None."""
     return "-" if value is None else f"{value:.2f}"
 
 
@@ -38,3 +38,8 @@ def measured(cost: str) -> str | None:
 def row(cells: Sequence[str]) -> str:
     """Return a line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
+
+
+def limit_name(limit: float | None, cost: str) -> str:
+    """Return a search's limit as it stands in the names of figures: `0.3M` for MACs and parameters."""
+    return "unlimited" if limit is None else f"{limit:g}" + ("M" if cost in ("macs", "params") else "")

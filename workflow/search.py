@@ -23,11 +23,11 @@ from sumnas.search import (
     evolve_under_limits,
     pareto_front,
 )
+from sumnas.shown import limit_name
 from sumnas.spaces.base import Architecture, Costs, Space
 from workflow import inputs
 from workflow.stage import Job, execute
 from workflow.stages import FOUND, GENERATIONS, PARETO, PREPARED, SCORED, SCORES, TABLE, WEIGHTS
-from workflow.tracked import limit_name
 
 COLUMNS = ("limit", "generation", "best", "mean", "worst", "scored")
 """Of history.csv: limit in the unit of `search.cost` (MACs and parameters in millions; empty: none), accuracies of the

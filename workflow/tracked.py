@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sumnas import files
 from sumnas.errors import UserError
 from sumnas.machine import commit
-from sumnas.shown import BASELINES, interval, number, row
+from sumnas.shown import BASELINES, interval, limit_name, number, row
 from sumnas.tracking import Tracker
 from sumnas.tracking.send import ITSELF, NOTE
 from workflow.stages import METHOD, PREPARED, RANKING, RETRAINED, TABLE, WEIGHTS
@@ -162,11 +162,6 @@ def figures(job: Job) -> dict[str, float]:
                         found |= _numbers(entry, f"/{limit_name(limit, result['cost'])}")
     cost = files.read_json(job.beside("run.json"))
     return found | {key: cost[key] for key in ("seconds", "peak_memory_mb")}
-
-
-def limit_name(limit: float | None, cost: str) -> str:
-    """Return a search's limit as it stands in the names of figures: `0.3M` for MACs and parameters."""
-    return "unlimited" if limit is None else f"{limit:g}" + ("M" if cost in ("macs", "params") else "")
 
 
 def _numbers(entry: Mapping[str, Any], suffix: str = "") -> dict[str, float]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from sumnas import files, params
+from sumnas import files, params, shown
 from sumnas.tracking import Tracker, log
 from workflow import describe_method, tracked, train_supernet
 from workflow.stage import Job, execute
@@ -213,6 +213,33 @@ def test_figures_keep_the_names_of_the_result(
     files.write_json(Path(file), content)
     files.write_json(one.beside("run.json"), {"seconds": 1.5, "peak_memory_mb": 300, "cpus": 2})
     assert tracked.figures(one) == expected | {"seconds": 1.5, "peak_memory_mb": 300}
+
+
+@pytest.mark.parametrize(
+    ("limit", "cost", "name"),
+    [
+        (0.3, "macs", "0.3M"), (600.0, "macs", "600M"), (0.3, "params", "0.3M"), (12.5, "latency_ms", "12.5"),
+        (3.0, "latency", "3"), (None, "macs", "unlimited"), (None, "latency_ms", "unlimited"),
+    ],
+)  # fmt: skip
+def test_a_limit_has_the_unit_of_what_is_counted(limit: float | None, cost: str, name: str) -> None:
+    assert shown.limit_name(limit, cost) == name
+
+
+def test_a_network_found_under_several_limits_is_one(project: Path) -> None:
+    one = job("retrain", run="sumnas-k2-0")
+    known = {"test_accuracy": 98.5, "validation_accuracy": None, "macs": 0.25, "params": 0.01, "seed": 7}
+    networks = [
+        {"architecture": "a", "limits": [0.3, None], "test_top5": 99.5, **known},
+        {"architecture": "b", "limits": [0.2], "test_top5": 99.0, **known, "test_accuracy": 97.0},
+    ]
+    files.write_json(Path("results/retrain/sumnas-k2-0/metrics.json"), {"cost": "macs", "networks": networks})
+    weights, about = Path("results/retrain/sumnas-k2-0/weights.safetensors"), {**known, "run": "sumnas-k2-0"}
+    assert tracked.networks(one) == [
+        ("0.3M-unlimited", weights, "a", about),
+        ("0.2M", weights, "b", {**about, "test_accuracy": 97.0}),
+    ]
+    assert tracked.networks(job("rank", run="sumnas-k2-0")) == []
 
 
 def test_the_log_lies_beside_the_result_and_is_nobody_s_output(project: Path) -> None:
