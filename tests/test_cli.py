@@ -87,6 +87,9 @@ def test_a_drawing_names_the_operators(project: Path) -> None:
     text = (project / "cell.svg").read_text(encoding="utf-8")
     ET.fromstring(text)
     assert "nor_conv_3x3" in text and "nor_conv_1x1" in text
+    said = json.loads(call("draw", ONE, "-o", "again.svg", "--json").stdout)
+    assert said == {"path": "again.svg", "architecture": ONE}
+    assert (project / "again.svg").read_text(encoding="utf-8") == text
 
 
 def test_a_table_is_imported(project: Path, settings: dict[str, Any]) -> None:
@@ -96,6 +99,8 @@ def test_a_table_is_imported(project: Path, settings: dict[str, Any]) -> None:
     changed = {**settings, "benchmark": {**settings["benchmark"], "source": "table", "table": own}}
     (project / "params.yaml").write_text(yaml.safe_dump(changed), encoding="utf-8")
     assert call("import-benchmark", "-o", "out.csv").stdout == "2 architectures -> out.csv\n"
+    said = json.loads(call("import-benchmark", "-o", "again.csv", "--json").stdout)
+    assert said == {"path": "again.csv", "architectures": 2, "absent": 0}
     space = base.build(params.load(project / "params.yaml").space)
     read = table.read(project / "out.csv", space)
     assert dict(zip(map(space.encode, read.architectures), read.costs["latency"], strict=True)) == {ONE: 3, OTHER: 1}
@@ -167,6 +172,11 @@ def test_the_doctor_speaks_of_the_lock_file_where_dvc_can_be_asked(
     assert "dvc.lock: half written" in call("doctor", code=1).stdout
     monkeypatch.setitem(sys.modules, "dvc.schema", None)  # as where DVC is not installed: to be named, not a traceback
     assert "dvc.lock" not in call("doctor").stdout
+
+
+def test_every_command_speaks_json_to_programs() -> None:
+    without = {name for name, c in main.commands.items() if not any("--json" in p.opts for p in c.params)}
+    assert without == set() and len(main.commands) >= 9
 
 
 def test_the_overview_of_commands_is_whole_sentences() -> None:
