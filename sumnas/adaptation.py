@@ -37,7 +37,7 @@ def adapt(
     zero, and A^k is a function of the weights alone. `max_norm` clips the gradient norm of each step. `common` is
     `supernet.common` of the first batch, with its graph, which several paths may share. With several `sharers` each of
     them has its part of every batch of `batch_size` images, and they add up their gradients at every step: all end with
-    the same weights.
+    the same weights. `batches` are k times ([N, C, H, W] images, [N] labels); ValueError where there is none.
     """
     moving = list(parameters)
     velocity: list[Tensor] = []

@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 
 KERNEL, UNIT, GAP = 0.045, 0.26, 0.1
 """In inches: height of a block per pixel of its kernel, width per unit of its expansion, and space between blocks."""
-WIDEST = 6  # the expansion that a drawing is wide enough for at least, so that several have one scale
-SMALLEST = 0.09  # added to every block's height, for its label
-SIDE = 0.62  # beside the blocks, for what is said of a stage
+WIDEST = 6
+"""The expansion that a drawing is wide enough for at least, so that several have one scale."""
+SMALLEST = 0.09
+"""Inches added to every block's height, for its label."""
+SIDE = 0.62
+"""Inches on either side of the blocks, for what is said of a stage."""
 MARGIN = 0.1
-END = 0.22  # height of what stands at both ends
+"""Inches around the drawing."""
+END = 0.22
+"""Height in inches of what stands at both ends."""
 
 
 def size(blocks: Sequence[Block]) -> tuple[float, float]:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+"""An item of a stage's list."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals at which a stage saves its work and ends."""
 TOGETHER = 60.0
 """Seconds that the first of several ranks waits for a lock before it lets the others know that it still waits."""
 
@@ -50,7 +52,10 @@ def in_blocks(items: Sequence[T], size: int) -> Iterator[tuple[str, Sequence[T]]
 
 
 def interval() -> float:
-    """Return the seconds between two checkpoints of a training: $SUMNAS_CHECKPOINT_SECONDS, or 60."""
+    """Return the seconds between two checkpoints of a training: $SUMNAS_CHECKPOINT_SECONDS, or 60.
+
+    UserError where that is no number.
+    """
     text = os.environ.get("SUMNAS_CHECKPOINT_SECONDS") or "60"
     try:
         return float(text)

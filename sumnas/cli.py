@@ -24,6 +24,7 @@ COMPLETION = """\b
 Completion of commands and options (zsh_source, fish_source for other shells):
   eval "$(_SUMNAS_COMPLETE=bash_source sumnas)"
 """
+"""The end of the help, as it stands there."""
 ARCHITECTURES = click.argument("architectures", nargs=-1, required=True, metavar="ARCH...")
 
 

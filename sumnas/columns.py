@@ -34,7 +34,12 @@ def std(values: Sequence[float | None]) -> float | None:
 
 
 def of_method(rankings: Sequence[Ranking]) -> dict[str, Any]:
-    """Return one method's taus against further accuracies, and its own choices: means over seeds, and spreads."""
+    """Return by key what the runs of one method have: taus against further accuracies, and its own choices.
+
+    A tau comes with the ends of its interval (`_low`, `_high`) and its spread over seeds (`_std`). Own choices have the
+    architecture of every seed, accuracies (percent, and the reason where there is none), MACs and parameters
+    (millions). Numbers are means over seeds, None where one of them is not known.
+    """
     found: dict[str, Any] = {}
     for name in further_names(rankings[0]):
         key = f"kendall_tau_on_{name}"
@@ -85,7 +90,7 @@ def headings(summary: Mapping[str, Any]) -> list[str]:
 
 
 def cells(summary: Mapping[str, Any], method: Mapping[str, Any]) -> list[str]:
-    """Return one method's further cells."""
+    """Return one method's cells under `headings`, in their order."""
     found = []
     for name in summary.get("further", ()):
         key = f"kendall_tau_on_{name}"
@@ -101,7 +106,7 @@ def cells(summary: Mapping[str, Any], method: Mapping[str, Any]) -> list[str]:
 
 
 def baseline_cells(summary: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
-    """Return a trivial predictor's further cells."""
+    """Return a trivial predictor's cells under `headings`, in their order."""
     found = [
         f"{number(baseline[f'_on_{name}'])} {interval(dict(baseline), f'_on_{name}')}"
         for name in summary.get("further", ())

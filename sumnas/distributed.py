@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+"""A value that every rank gets."""
 
 
 class RankLost(UserError):
@@ -65,7 +66,7 @@ class Ranks:
 
     @property
     def several(self) -> bool:
-        """Whether there is more than one."""
+        """Whether there is more than one process."""
         return self.world > 1
 
     def own(self, count: int, before: int = 0, together: int = 1) -> range:
@@ -95,7 +96,10 @@ class Ranks:
         return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Put the sum over the ranks in the place of every tensor, in one all_reduce; all of one type and device."""
+        """Put the sum over the ranks in the place of every tensor, in one all_reduce; all of one type and device.
+
+        Every rank must call it; RankLost, here and below, where one is gone.
+        """
         if not self.several:
             return
         import torch
@@ -111,7 +115,7 @@ class Ranks:
             )
 
     def largest(self, number: int) -> int:
-        """Return the largest of the ranks' numbers, on every rank."""
+        """Return the largest of the ranks' numbers, on every rank; every rank must call it."""
         if not self.several:
             return number
         import torch
@@ -123,7 +127,7 @@ class Ranks:
         return int(found)
 
     def from_first(self, value: T) -> T:
-        """Return the first rank's value on every rank."""
+        """Return the first rank's value, which can be pickled, on every rank; every rank must call it."""
         if not self.several:
             return value
         import torch
@@ -136,7 +140,7 @@ class Ranks:
         return found
 
     def wait(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank is here: every rank must call it."""
         self.largest(0)
 
 

@@ -19,8 +19,10 @@ Edge = tuple[int, int, str]
 
 ABSENT = "none"
 """The operator of an edge that is not there: dotted, without a label."""
-ROW, COLUMN = 0.75, 0.92  # inches between nodes, and between edges side by side
+ROW, COLUMN = 0.75, 0.92
+"""Inches between nodes, and between edges side by side."""
 MARGIN = 0.25
+"""Inches around the drawing, above and below it; left and right half as much."""
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class FitSettings(Protocol):
 
     @property
     def adaptation_learning_rate(self) -> float:
-        """Of these steps."""
+        """Learning rate of the SGD steps that fit a sub-model."""
         ...
 
     @property

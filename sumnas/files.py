@@ -78,7 +78,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, An
     """Write rows under a header. Floats are written with as many digits as they need to be read back exactly.
 
     With `checked` a last column, CHECK, has a checksum of every row, by which `read_csv` notices a row that is not
-    what was written.
+    what was written. ValueError where a row has a key without a column.
     """
     if strange := {key for row in rows for key in row}.difference(columns):
         raise ValueError(f"{path}: no column for {sorted(strange)}")

@@ -20,6 +20,7 @@ from sumnas.spaces.base import Costs, Space
 COLUMNS = ("layer", "operator", "milliseconds")
 """Layers count from 1. The first row, layer `rest` without an operator, is what every sub-model has."""
 REST = "rest"
+"""What the first row has for a layer: what every sub-model runs, such as stem and classifier."""
 FACTS = ("space", "device", "threads", "batch_size", "repeats", "torch")
 """What it was measured with, the same in every row; `space` is a digest of block `space`. A table from elsewhere may do
 without these columns."""

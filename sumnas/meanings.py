@@ -25,7 +25,9 @@ whether a file is valid: an unknown key is an error that names the nearest one. 
 
 This page is made by `sumnas settings --markdown`.
 """
+"""How docs/settings.md begins."""
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+"""pydantic's names of the bounds of numbers, and the signs that are shown for them."""
 
 
 class Meaning(NamedTuple):

@@ -84,7 +84,7 @@ class MixtureMethod(GradientMethod):
         return {**super().state_dict(), **state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put both back."""
+        """Put the alphas and their optimiser back."""
         super().load_state_dict(state)
         with torch.no_grad():
             self.alphas.copy_(state["alphas"])

@@ -69,6 +69,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "search": SearchSettings,
     "retrain": RetrainSettings,
 }
+"""Every block whose model is always the same, by its name; DYNAMIC has the others."""
 BRANCH = re.compile(r"literal\[.*\]|constrained-.*|int|list\[.*\]")
 """What pydantic puts behind a key that takes one of several kinds: no part of the key."""
 DYNAMIC = ("space", "methods", "further")
@@ -88,7 +89,10 @@ class Params:
         return self._blocks[name]
 
     def select(self, blocks: Iterable[str]) -> Params:
-        """Return only the blocks named; `run.threads` gives `threads` alone, `methods.<name>` gives it as `method`."""
+        """Return only the blocks named; `run.threads` gives `threads` alone, `methods.<name>` gives it as `method`.
+
+        UserError where there is no such method.
+        """
         chosen: dict[str, Any] = {}
         for name in blocks:
             head, _, tail = name.partition(".")

@@ -29,6 +29,7 @@ IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
 
 
 Source = Literal["digits", "npz", "imagefolder", "CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "SVHN"]
+"""What `data.source` may be; from CIFAR10 on, the published sets, fetched where they are not there."""
 
 
 class DataSettings(BaseModel):

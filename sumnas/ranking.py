@@ -23,7 +23,8 @@ Flat = dict[str, float | int | str | None]
 Weights = NDArray[np.float32]
 """Multiplicities [draws, A]: whole numbers, whose sums are exact in single precision up to 2**24."""
 
-PAIRS_AT_ONCE = 2**22  # held in memory: the 15,625 architectures of NAS-Bench-201 make 244 million pairs
+PAIRS_AT_ONCE = 2**22
+"""Pairs of architectures held in memory at a time: the 15,625 of NAS-Bench-201 make 244 million."""
 
 
 class RankingSettings(BaseModel):

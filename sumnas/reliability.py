@@ -11,6 +11,7 @@ import numpy as np
 from sumnas.ranking import Floats, Measure, measured, tau_b
 
 ONE_SEED = "references of a single seed tell nothing about their noise"
+"""Why there is no number where S is 1."""
 
 
 def split_half_tau(matrix: Floats, rng: np.random.Generator, splits: int = 200) -> Measure:

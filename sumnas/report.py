@@ -23,7 +23,9 @@ from sumnas.results import Cell, Results, distinct_cells, load, space_of
 from sumnas.shown import BASELINES, interval, measured, number, percent
 
 FIGURES = ("kendall_tau.svg", "training.svg", "submodels.svg", "cells.svg")
+"""In results/summary/, in the order of the page."""
 TEMPLATES = Path(__file__).parent / "templates"
+"""The page with its style and its script."""
 
 
 def write(results: Path) -> Path:

@@ -157,7 +157,7 @@ class Feasible:
         self.members: list[Architecture] | None = [] if self._rare else None
 
     def cost(self, architecture: Architecture) -> float:
-        """Return what the limit is on; infinite where it is not known."""
+        """Return the limited cost, in the unit of `costs` or `measured`; infinite where it is not known."""
         if self.measured is not None:
             return self.measured.get(architecture, math.inf)
         return self._sum(architecture)
@@ -199,7 +199,7 @@ class Feasible:
         return drawn + [rest[i] for i in rng.permutation(len(rest))[: count - len(drawn)]]
 
     def smallest(self) -> float:
-        """Return the smallest cost reachable; infinite if nothing is accepted.
+        """Return the smallest cost reachable, in the unit of `costs` or `measured`; infinite if nothing is accepted.
 
         In a space of more than ENUMERABLE architectures `accept` is left aside: a lower bound.
         """

@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 Schedule = Literal["constant", "cosine"]
+"""How a learning rate falls over a training; see `factor`."""
 
 
 def factor(schedule: Schedule, progress: float) -> float:

@@ -17,8 +17,10 @@ from sumnas.sampling import HALF_A_MAC, Accept, Architecture, Feasible, collect
 from sumnas.seeding import numpy_stream
 
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+"""The largest cost allowed, above 0 and in the cost's unit; None: no limit."""
 
 LABELS = {"macs": "MACs", "params": "number of parameters"}
+"""What messages call the costs that are sums over layers."""
 UNITS = {"macs": " million MACs", "params": " million parameters"}
 """Of the costs that are sums over layers; what is measured carries its own name."""
 

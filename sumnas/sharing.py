@@ -19,6 +19,7 @@ from sumnas.sync_batchnorm import synchronised
 KNOWN = (nn.BatchNorm2d, nn.Dropout)
 """Layers that look beyond an image and can be shared."""
 OTHERS = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+"""Every kind of normalisation by batch and of dropout: those that are not KNOWN cannot be shared."""
 
 
 def check(network: nn.Module, ranks: Ranks, batch_size: int) -> None:

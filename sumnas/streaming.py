@@ -42,7 +42,10 @@ Key = tuple[int, int, int]
 
 
 def read_listing(path: Path) -> tuple[NDArray[np.bytes_], NDArray[np.int64], NDArray[np.int64]]:
-    """Return paths, labels and lengths in bytes, [N] each, in a form that worker processes share without copying it."""
+    """Return paths, labels and lengths in bytes, [N] each, in a form that worker processes share without copying it.
+
+    UserError where the file has other columns than COLUMNS.
+    """
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.reader(file)
         if tuple(next(rows, ())) != COLUMNS:
@@ -137,7 +140,10 @@ class ImageFiles:
             ) from None
 
     def decode(self, number: int) -> Any:
-        """Return an image in RGB, of its own size."""
+        """Return a PIL image in RGB, of its own size.
+
+        UserError where its file is gone, has another length than when the data was prepared, or cannot be decoded.
+        """
         from PIL import Image
 
         path = self.root / os.fsdecode(self.paths[number])

@@ -88,7 +88,7 @@ class Heldout:
         return list(self.each(first, count))
 
     def each(self, first: int, count: int) -> Iterator[Batch]:
-        """Yield the same, each made when it is asked for."""
+        """Yield batches number `first` to `first + count - 1` of the stream, each made when it is asked for."""
         if first != self._next:
             self._from_next = self._endless(*divmod(first, self.batches.steps))
         self._next = first

@@ -19,7 +19,9 @@ from sumnas.errors import UserError
 from sumnas.spaces.base import Space
 
 ENDING = ".pickle.pbz2"
+"""How the names of the official files end."""
 META = "meta"
+"""Name, without ENDING, of the file that lists the strings of the architectures."""
 LIMIT = 2_000_000
 """Bytes that one unpacked file may have: official records have 0.33 million, the meta file 1.4 million."""
 

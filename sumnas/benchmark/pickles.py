@@ -23,6 +23,7 @@ FORMATS = {
 """numpy's names of plain numbers, and how `struct` reads them."""
 
 HINT = "no official file has that; get it again from the official source"
+"""What to do about a file that is refused, for messages."""
 
 
 class Refused(Exception):

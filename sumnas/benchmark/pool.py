@@ -20,13 +20,15 @@ COLUMNS = ("architecture", "seed", "accuracy", "loss", "validation_accuracy")
 """Of a shard: accuracy in percent and loss on the test split, and the accuracy on the validation split."""
 
 Row = dict[str, str | int | float]
+"""One row of a shard, by the names of COLUMNS."""
 
 
 def draw(space: Space, settings: PoolSettings) -> list[Architecture]:
     """Return the pool that is listed, or draw it from the connected architectures, without repetition.
 
     Uniformly, unless the settings say evenly in MACs, as in sec. 4.3: where a space has few distinct MACs, as
-    NAS-Bench-201 has, MACs would become the ranking.
+    NAS-Bench-201 has, MACs would become the ranking. UserError where a listed one is not of the space or comes twice,
+    or fewer can be drawn than are asked for.
     """
     if isinstance(settings.architectures, list):
         return listed(space, settings.architectures)

@@ -49,7 +49,7 @@ class Table:
         )  # fmt: skip
 
     def lookup(self) -> dict[Architecture, float]:
-        """Return the accuracy by architecture."""
+        """Return the true accuracy (percent) by architecture."""
         return dict(zip(self.architectures, self.accuracy.tolist(), strict=True))
 
 

@@ -14,7 +14,9 @@ from sumnas.datasets.base import Images, Labels, Raw
 from sumnas.errors import UserError
 
 UNREADABLE = (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What numpy raises at a file, or at an array in it, that is damaged or is none."""
 NAMES = ("x_train", "y_train", "x_test", "y_test")
+"""Arrays that the file must hold."""
 
 
 def read(path: Path) -> Raw:

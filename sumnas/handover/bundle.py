@@ -31,6 +31,7 @@ from sumnas.manifest import NAME, Manifest
 from sumnas.manifest import read as read_manifest
 
 ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
+"""Packages that write and run network.onnx; the extra `export` installs them."""
 TOLERANCE = {"network.py": 1e-6, "network.pt2": 1e-6, "network.onnx": 1e-4}
 """Largest difference of logits that is rounding, as a share of the largest logit where that is above 1.
 
@@ -56,6 +57,7 @@ STD = {std}
 
 
 '''
+"""How network.py begins: a template for `str.format`."""
 
 TAIL = '''
 
@@ -70,6 +72,7 @@ def load(path="weights.pt"):
     network.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
     return network.eval()
 '''
+"""How network.py ends: the functions that normalise images and load the weights, as they are."""
 
 
 def missing_for_onnx() -> list[str]:

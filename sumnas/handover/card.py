@@ -13,6 +13,7 @@ from sumnas.handover.retrained import Retrained
 from sumnas.manifest import SPLITS, Manifest
 
 NAME = "MODEL_CARD.md"
+"""The card's file name."""
 
 FORMS = {
     "network.py": 'from network import load\nnetwork = load("weights.pt")',
@@ -20,6 +21,7 @@ FORMS = {
     "network.onnx": 'import onnxruntime\nsession = onnxruntime.InferenceSession("network.onnx")\n'
     '(logits,) = session.run(None, {"images": images.numpy()})',
 }
+"""Code that loads the network and, for ONNX, runs it, by the file that it reads."""
 
 
 def text(

@@ -16,6 +16,7 @@ LAYERS = '''class ConvBN(nn.Sequential):
         )
 
 '''
+"""Source of the layer that every network of the space has."""
 
 EXCITATION = '''
 class SqueezeExcitation(nn.Module):
@@ -31,6 +32,7 @@ class SqueezeExcitation(nn.Module):
         return x * self.gate(x.mean((2, 3), keepdim=True))
 
 '''
+"""Source of squeeze-and-excitation, for networks that have it (`se_ratio` above 0)."""
 
 BLOCK = '''
 class InvertedResidual(nn.Module):
@@ -49,6 +51,7 @@ class InvertedResidual(nn.Module):
         return x + out if self.residual else out
 
 '''
+"""Source of a choice block: a template for `str.format`, since squeeze-and-excitation may be in it."""
 
 NETWORK = '''
 class Network(nn.Module):
@@ -72,6 +75,7 @@ class Network(nn.Module):
         x = self.head(self.blocks(self.stem(x)))
         return self.classifier(x.mean((2, 3)))
 '''
+"""Source of the network: a template for `str.format`."""
 
 
 def definition(settings: Settings, architecture: Architecture) -> str:

@@ -29,6 +29,7 @@ class Reduction(nn.Module):
     def forward(self, x):
         return self.second(self.first(x)) + self.shortcut(F.avg_pool2d(x, 2))
 '''
+"""Source of the layers that every network of the space has."""
 
 NETWORK = '''class Network(nn.Module):
     """Stem, three stages of cells with two reductions between, classifier: images -> logits [N, classes]."""
@@ -48,6 +49,7 @@ NETWORK = '''class Network(nn.Module):
         x = F.relu(self.norm(self.body(self.stem(x))))
         return self.classifier(x.mean((2, 3)))
 '''
+"""Source of the network: a template for `str.format`."""
 
 
 def definition(settings: Settings, architecture: Architecture) -> str:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 Function = Callable[..., list[Tensor]]
+"""What can be captured: tensors in, tensors out."""
 Signature = tuple[tuple[torch.Size, torch.dtype], ...]
+"""Shape and type of every input, which a graph is bound to."""
 
 WARM_UPS = 3
 """Calls before a capture: libraries choose their algorithms and allocate in the first ones."""

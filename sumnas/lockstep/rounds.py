@@ -49,7 +49,10 @@ class Wiring:
         return taken
 
     def put(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return [m, N, ...]: for every path the sum of what its operators gave."""
+        """Return [m, N, ...]: for every path the sum of what its operators gave.
+
+        `parts` are [N, ...] each, one for every active operator of every layer; ValueError at another number of them.
+        """
         if len(parts) != len(self.paths):
             raise ValueError(f"{len(parts)} slices for {len(self.paths)} operators")
         out: Tensor = _Put.apply(self.paths, self.candidates, *parts)

@@ -227,7 +227,7 @@ class Method(ABC):
 
     @property
     def mean_loss(self) -> Tensor:
-        """Mean over the passes of the last step."""
+        """Scalar tensor: mean loss over the passes of the last step."""
         return torch.stack([loss for _, loss in self.passes]).mean()
 
     @abstractmethod

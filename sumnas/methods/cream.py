@@ -92,7 +92,11 @@ class Cream(GradientMethod):
         return {"loss": loss.detach(), "learning_rate": rate, "distillation": kd.detach(), "rho": rho}
 
     def probabilities(self) -> NDArray[np.float64]:
-        """Return [operators]: how often the board has each over all layers, one more each so that none dies out."""
+        """Return [operators] probabilities, summing to 1.
+
+        In proportion to how often the board has each over all layers, plus one so that none dies out; uniform unless
+        `sampling` is `board`.
+        """
         counts = np.ones(self.candidates)
         if self.settings.sampling == "board":
             counts += np.bincount([o for member in self.board for o in member.path], minlength=self.candidates)
@@ -198,7 +202,7 @@ class Cream(GradientMethod):
         return {**super().state_dict(), "board": [dict(vars(member)) for member in self.board], "matching": matching}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put both back."""
+        """Put the board and the matching layer back."""
         super().load_state_dict(state)
         device = self.supernet.shared[0].device
         self.board = [
@@ -211,3 +215,4 @@ class Cream(GradientMethod):
 
 
 METHOD = Cream
+"""The method of `strategy: cream`, by the name that every strategy's module has for its own."""

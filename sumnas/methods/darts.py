@@ -110,3 +110,4 @@ class DARTS(MixtureMethod):
 
 
 METHOD = DARTS
+"""The method of `strategy: darts`, by the name that every strategy's module has for its own."""

@@ -183,7 +183,7 @@ class ENAS(GradientMethod):
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put all of it back."""
+        """Put the controller, its optimiser, its draws, the baseline and the chosen path back."""
         super().load_state_dict(state)
         self.controller.load_state_dict(state["controller"])
         self.controller_optimizer.load_state_dict(state["controller_optimizer"])
@@ -192,3 +192,4 @@ class ENAS(GradientMethod):
 
 
 METHOD = ENAS
+"""The method of `strategy: enas`, by the name that every strategy's module has for its own."""

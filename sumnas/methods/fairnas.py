@@ -90,3 +90,4 @@ class FairNAS(GradientMethod):
 
 
 METHOD = FairNAS
+"""The method of `strategy: fairnas`, by the name that every strategy's module has for its own."""

@@ -38,7 +38,7 @@ class GDAS(MixtureMethod):
 
     @property
     def tau(self) -> float:
-        """The temperature of the next step."""
+        """Temperature of the next step, linear from `tau_first` to `tau_last` over the training."""
         settings = self.settings
         return settings.tau_first + (settings.tau_last - settings.tau_first) * self.progress
 
@@ -80,9 +80,10 @@ class GDAS(MixtureMethod):
         return {**super().state_dict(), "gumbel": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put it back."""
+        """Put the stream of noise back."""
         super().load_state_dict(state)
         self.generator.set_state(state["gumbel"])
 
 
 METHOD = GDAS
+"""The method of `strategy: gdas`, by the name that every strategy's module has for its own."""

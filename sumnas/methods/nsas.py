@@ -92,7 +92,7 @@ class NSAS(GradientMethod):
         return {**super().state_dict(), "members": list(self.members), "recent": list(self.recent)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put them back."""
+        """Put the constraint set and the latest paths back."""
         super().load_state_dict(state)
         self.members, self.recent = ([tuple(path) for path in state[key]] for key in ("members", "recent"))
 
@@ -117,3 +117,4 @@ def most_novel(paths: Sequence[Architecture], members: Sequence[Architecture], n
 
 
 METHOD = NSAS
+"""The method of `strategy: nsas`, by the name that every strategy's module has for its own."""

@@ -39,3 +39,4 @@ class SPOS(GradientMethod):
 
 
 METHOD = SPOS
+"""The method of `strategy: spos`, by the name that every strategy's module has for its own."""

@@ -248,3 +248,4 @@ def streams(settings: Settings) -> int:
 
 
 METHOD = SUMNAS
+"""The method of `strategy: sumnas`, by the name that every strategy's module has for its own."""

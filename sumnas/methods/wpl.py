@@ -103,7 +103,7 @@ class WPL(GradientMethod):
         return {**super().state_dict(), "epochs_done": self.epochs_done, **kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put them back."""
+        """Put anchors, Fisher estimates and the number of epochs back."""
         super().load_state_dict(state)
         self.epochs_done = state["epochs_done"]
         with torch.no_grad():
@@ -128,3 +128,4 @@ def penalise(
 
 
 METHOD = WPL
+"""The method of `strategy: wpl`, by the name that every strategy's module has for its own."""

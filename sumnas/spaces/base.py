@@ -89,7 +89,8 @@ class Supernet(nn.Module):
     def forward_mixture(self, x: Tensor, weights: Tensor, architecture: Architecture | None = None) -> Tensor:
         """[N, C, H, W] images -> [N, classes] logits of the mixture of all operators, weighted by [layers, operators].
 
-        With `architecture` only its operators run, each still times its weight. A space may do without a mixture.
+        With `architecture` only its operators run, each still times its weight. A space may do without a mixture:
+        NotImplementedError.
         """
         raise NotImplementedError(f"{type(self).__name__} has no mixture of its operators")
 
@@ -97,13 +98,16 @@ class Supernet(nn.Module):
         """[N, C, H, W] images -> [m, N, classes] logits of the m paths of a strictly fair round, all at once.
 
         Every operator of every layer runs once, on the path that `fair` says, and nothing depends on the paths but
-        index tensors: edges that lead nowhere or come from nowhere run too. A space may do without; methods then go
-        path by path.
+        index tensors: edges that lead nowhere or come from nowhere run too. A space may do without
+        (NotImplementedError); methods then go path by path.
         """
         raise NotImplementedError(f"{type(self).__name__} has no lockstep form")
 
     def macs(self, architecture: Architecture) -> float:
-        """Multiply-adds of the sub-model as a stand-alone network, in millions (see `Space.macs`)."""
+        """Multiply-adds of the sub-model as a stand-alone network, in millions (see `Space.macs`).
+
+        NotImplementedError where the supernet does not know them.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not know its costs")
 
 
@@ -126,14 +130,14 @@ class Stemmed(Supernet):
         self.shared = [p for p in self.parameters() if id(p) not in owned]
 
     def forward(self, x: Tensor, architecture: Architecture | None = None) -> Tensor:
-        """[N, C, H, W] images -> [N, classes] logits."""
+        """[N, C, H, W] images -> [N, classes] logits; ValueError where a supernet gets no architecture."""
         architecture = architecture or self.only
         if architecture is None:
             raise ValueError("a supernet needs the architecture that is to run")
         return self.rest(self.stem(x), architecture)
 
     def common(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] images -> the stem's output."""
+        """[N, C, H, W] images -> the stem's output [N, C', H', W'], which the first choice layer reads."""
         out: Tensor = self.stem(x)
         return out
 
@@ -278,6 +282,7 @@ class Space(ABC):
 
 
 Built = TypeVar("Built", bound=nn.Module)
+"""A supernet or a network."""
 
 
 def _adopt(network: Built, supernet: Supernet) -> Built:

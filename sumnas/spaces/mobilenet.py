@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CHOICES = tuple((expansion, kernel) for expansion in (3, 6) for kernel in (3, 5, 7))
 """(expansion, kernel) of every operator, in the order of their indices."""
 OPERATORS = tuple(f"e{expansion}k{kernel}" for expansion, kernel in CHOICES)
+"""Names of the operators, in the order of their indices."""
 
 
 class StageSettings(BaseModel):
@@ -292,7 +293,7 @@ class MobileNet(Space):
 
 
 def build(settings: Settings) -> MobileNet:
-    """Build the space; the images must survive all strides."""
+    """Build the space; ValueError where it has no stage, or the strides leave nothing of the images."""
     if not settings.stages:
         raise ValueError("space.stages = []: must have a stage")
     if settings.image_size < settings.strides:

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from sumnas.lockstep.rounds import FairRound, Wiring
 
 OPERATORS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+"""Names of the operators in the official strings, in the order of their indices."""
 NONE, SKIP, CONV1, CONV3, POOL = range(5)
+"""Indices of the operators."""
 SOMETHING = (SKIP, CONV1, CONV3, POOL)
+"""The operators but `none`, which gives zeros."""
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 """(source node, target node) in the order of the official strings; node 0 is the cell's input, node 3 its output."""
 
@@ -292,7 +295,7 @@ class NASBench201(Space):
 
 
 def build(settings: Settings) -> NASBench201:
-    """Build the space; the images must survive two halvings."""
+    """Build the space; ValueError where the images cannot be halved twice: their size must be a multiple of 4."""
     if settings.image_size % 4:
         raise ValueError(f"space.image_size = {settings.image_size}: must be a multiple of 4 (two reductions)")
     return NASBench201(settings)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 WEIGHTS = "network.safetensors"
+"""The file of a registered network: its tensors, and what is known of it as metadata."""
 
 
 class Network:

@@ -25,6 +25,7 @@ from sumnas.tracking import locks
 from sumnas.tracking.store import ENVIRONMENT, uri_of
 
 FOLDER = "mlflow.queue"
+"""Folder of the tickets, in the project's root."""
 RESTART = 60.0
 """Seconds after which a stage starts a server again, when the one that it started is gone."""
 GRACE = 2.0

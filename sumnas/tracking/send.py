@@ -28,6 +28,7 @@ ITSELF = "{run_id}"
 RUN, SENT, GROUP, KIND = "sumnas.run", "sumnas.sent", "sumnas.group", "sumnas.kind"
 """Tags. A parent run has GROUP and KIND, a stage's run has RUN and SENT."""
 NOTE = "mlflow.note.content"
+"""The tag whose text MLflow shows as a run's description."""
 LATER = ("artifact", "input", "model", "end")
 """What is sent after the figures, and so lets the count wait."""
 METRICS, PARAMS = 800, 100

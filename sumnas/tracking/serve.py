@@ -25,7 +25,9 @@ STUCK = 90
 RETRY = 60.0
 """Seconds after which a failed sending is tried again, while its stage or another one is running."""
 NICENESS, LONGEST = 10, 160
+"""What the server adds to its niceness; the most characters of an error that a stage shows."""
 REMEDY = "log.jsonl has everything, `python -m sumnas.tracking sync` sends it later"
+"""What a stage says after an error of the server's."""
 
 
 class Following:

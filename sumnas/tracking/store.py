@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from sumnas.tracking.send import Sender
 
 EXPERIMENT = "sumnas"
+"""MLflow's experiment that has all runs."""
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+"""File and folder in the project's root, where no tracking URI is given."""
 SQLITE = "sqlite:///"
+"""How the URI of an SQLite file begins."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Which pages MLflow shows first: those of training runs, not of language models."""
 ENVIRONMENT = {
@@ -28,7 +31,9 @@ ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+"""Variables of MLflow and what it imports, where they are not set already: short waits (seconds), no chatter."""
 LOCK_SECONDS = 60.0
+"""Seconds that a sender waits for the lock before it gives up."""
 
 
 def uri_of(root: Path) -> str:
@@ -67,7 +72,10 @@ class Store:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep this project's other senders out: to find or create something, and for any call on SQLite."""
+        """Keep this project's other senders out: to find or create something, and for any call on SQLite.
+
+        UserError where another process has the lock for LOCK_SECONDS.
+        """
         import filelock
 
         try:

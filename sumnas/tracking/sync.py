@@ -11,6 +11,7 @@ from sumnas.tracking import log, queue
 from sumnas.tracking.store import Store
 
 PATTERN, ASIDE = "*log*.jsonl", re.compile(r"log\.[0-9a-f]{8}\.jsonl$")
+"""Names of all logs, and of those of older runs, which were moved aside."""
 
 
 @dataclass

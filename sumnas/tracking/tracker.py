@@ -20,6 +20,7 @@ from sumnas.tracking.queue import Ticket
 from sumnas.tracking.usage import Usage
 
 P = ParamSpec("P")
+"""The parameters of a guarded method of Tracker."""
 SHARE, SECONDS, PATIENCE = 0.05, 10.0, 120.0
 """A stage waits for MLflow for at most this share of its own time, and at most so long; PATIENCE with `wait`."""
 

@@ -22,7 +22,10 @@ class Usage:
         self._wall, self._busy = time.monotonic(), time.process_time()
 
     def look(self) -> dict[str, float]:
-        """Return figures since the last look, or nothing where that was just now."""
+        """Return figures by MLflow's names; none within EVERY seconds of the last look that gave some.
+
+        Percent of one core since then, and memory in MiB: now, and at most so far.
+        """
         wall, busy = time.monotonic(), time.process_time()
         taken = wall - self._wall
         if taken < EVERY:

@@ -13,6 +13,7 @@ COLUMNS = (
     "metrics.kendall_tau_high", "metrics.spearman_rho", "metrics.macs_kendall_tau", "metrics.perfect_tau",
     "metrics.submodel_accuracy_mean", "metrics.submodel_accuracy_std",
 )  # fmt: skip
+"""Parameters and figures that the view shows of every ranking."""
 
 
 def tags() -> dict[str, str]:
