@@ -167,4 +167,5 @@ def _programs() -> Iterator[Finding]:
         said = subprocess.run(["sinfo", "-h", "-o", "%P %D %t"], capture_output=True, text=True, timeout=20, check=True)
         yield Finding("slurm", "ok", "; ".join(said.stdout.split("\n")).strip("; ") or "no partition")
     except (OSError, subprocess.SubprocessError) as error:
-        yield Finding("slurm", "note", f"sbatch is there, but sinfo does not answer ({error})")
+        own = error.stderr.strip().rpartition("\n")[2] if isinstance(error, subprocess.CalledProcessError) else ""
+        yield Finding("slurm", "note", f"sbatch is there, but sinfo does not answer ({own or error})")

@@ -140,10 +140,11 @@ def test_a_machine_without_slurm() -> None:
     [
         ("echo 'short* 1 idle'\necho 'long 2 mix'", "ok", "short* 1 idle; long 2 mix"),
         ("exit 0", "ok", "no partition"),
-        ("echo 'cannot contact controller' >&2\nexit 3", "note", "exit status 3"),
+        ("echo 'cannot contact controller' >&2\nexit 3", "note", "(cannot contact controller)"),
+        ("exit 3", "note", "exit status 3"),
         (None, "note", "No such file or directory: 'sinfo'"),
     ],
-    ids=["partitions", "none", "failing", "absent"],
+    ids=["partitions", "none", "failing", "failing silently", "absent"],
 )
 def test_slurm_is_asked(machine: Path, script: str | None, state: str, detail: str) -> None:
     program(machine / "sbatch", "exit 0")
