@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 from pathlib import Path
@@ -11,7 +12,9 @@ from urllib.parse import urlparse
 import pytest
 import yaml
 
+from benchmarks import first_minutes
 from sumnas import files, params
+from workflow.readme import replaced
 from workflow.stages import NAMED, STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,6 +109,14 @@ def test_the_pages_cost_of_tracking_is_the_measured_one() -> None:
     assert found["target"] == 1.05 and found["clock"]["ratio"] < found["target"] and found["within_target"]
 
 
+def test_the_first_minutes_are_the_measured_ones() -> None:
+    found = files.read_json(first_minutes.RESULT)
+    text = first_minutes.PAGE.read_text(encoding="utf-8")
+    assert replaced(text, first_minutes.BLOCK, first_minutes.table(found)) == text
+    assert [row["do"] for row in found["steps"]] == [step.shown for step in (*first_minutes.STEPS, first_minutes.UI)]
+    assert 0 < sum(row["seconds"] for row in found["steps"]) < 1200
+
+
 def test_every_stages_memory_is_measured_and_flat_over_epochs() -> None:
     found = files.read_json(ROOT / "benchmarks/results/memory.json")
     for preset in ("quick", "cifar10-cpu"):
@@ -153,3 +164,25 @@ def test_the_methods_page_names_real_settings() -> None:
     for name in set(names) - values:
         block, _, key = name.rpartition(".")
         assert key in (blocks[block] if block else Settings.model_fields), name
+
+
+def undocumented(path: Path) -> list[str]:
+    """Return the public constants and type aliases of a module without a docstring below them, as `path:line: name`.
+
+    Not those that click makes: their help says what they are.
+    """
+    found, body = [], ast.parse(path.read_text(encoding="utf-8")).body
+    for node, below in zip(body, [*body[1:], ast.Pass()], strict=True):
+        made = getattr(node, "value", None)
+        of_click = isinstance(made, ast.Call) and ast.unparse(made.func).startswith("click.")
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or of_click:
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name) and n.id[0] != "_"]
+        if names and not (isinstance(below, ast.Expr) and isinstance(getattr(below.value, "value", None), str)):
+            found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {', '.join(names)}")
+    return found
+
+
+def test_every_public_constant_has_a_docstring() -> None:
+    assert [line for path in sorted((ROOT / "sumnas").rglob("*.py")) for line in undocumented(path)] == []
