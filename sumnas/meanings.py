@@ -43,21 +43,21 @@ class Meaning(NamedTuple):
     """In words, with units."""
 
 
-def roots() -> Iterator[tuple[str, type[BaseModel]]]:
-    """Give the blocks in the order of the pipeline: their key, and the model that checks them.
+def roots() -> Iterator[tuple[str, str, type[BaseModel]]]:
+    """Give the blocks in the order of the pipeline: their key, a name, and the model that checks them.
 
-    Those that are chosen by a name in them come once for every space and strategy, with that name in brackets.
+    Those that are chosen by a name in them come once for every space and strategy, with that name; it is '' for others.
     """
     order = ["run", "data", "space", "benchmark", "further", "sampling", "supernet", "methods"]
     for block in [*order, *(name for name in BLOCKS if name not in order)]:
         if block == "space":
-            yield from ((f"space ({name})", spaces.module_of(name).Settings) for name in spaces.names())
+            yield from ((block, name, spaces.module_of(name).Settings) for name in spaces.names())
         elif block == "methods":
-            yield from ((f"methods.<name> ({name})", methods.module_of(name).Settings) for name in methods.names())
+            yield from (("methods.<name>", name, methods.module_of(name).Settings) for name in methods.names())
         elif block == "further":
-            yield "further.<name>", FurtherSettings
+            yield "further.<name>", "", FurtherSettings
         else:
-            yield block, BLOCKS[block]
+            yield block, "", BLOCKS[block]
 
 
 def of_model(model: type[BaseModel], key: str) -> Iterator[Meaning]:
@@ -74,14 +74,13 @@ def every() -> Iterator[tuple[Meaning, set[str]]]:
 
     A block of `methods` is found by `methods.<strategy>` and by the strategy alone, a `space` by its name likewise.
     """
-    for root, model in roots():
-        head, _, name = root.removesuffix(")").partition(" (")
+    for head, name, model in roots():
         for meaning in of_model(model, head):
             rest = meaning.key.removeprefix(head)
             if not name:
                 yield meaning, {meaning.key}
             elif head == "space":
-                yield meaning._replace(key=f"{root}{rest}"), {meaning.key, f"{name}{rest}"}
+                yield meaning._replace(key=f"space ({name}){rest}"), {meaning.key, f"{name}{rest}"}
             else:
                 key = f"methods.{name}{rest}"
                 yield meaning._replace(key=key), {key, f"{name}{rest}", f"methods.<name>{rest}"}
@@ -183,8 +182,7 @@ def _written(value: object) -> str:
 def page() -> str:
     """Return docs/settings.md: a table per block; blocks that stand in several places have one, after all others."""
     parts, places = [HEAD], dict[type[BaseModel], list[str]]()
-    for root, model in roots():
-        key, _, name = root.removesuffix(")").partition(" (")
+    for key, name, model in roots():
         parts.append(_table(f"`{key}`: {name}" if name else f"`{key}`", model))
         _places(model, key, places)
     parts += [_table(", ".join(f"`{key}`" for key in dict.fromkeys(keys)), model) for model, keys in places.items()]

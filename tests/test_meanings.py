@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 def every_field() -> list[tuple[type[BaseModel], str]]:
     """Return the fields of all models, a block inside another once."""
-    found, waiting = list[type[BaseModel]](), [model for _, model in meanings.roots()]
+    found, waiting = list[type[BaseModel]](), [model for _, _, model in meanings.roots()]
     for model in waiting:  # it grows meanwhile
         if model not in found:
             found.append(model)
@@ -79,7 +79,7 @@ def test_all_keys_of_the_settings_file_are_there() -> None:
     written = [f"{block}.{key}" for block in raw if block != "methods" for key in raw[block]]
     written += [f"{block['strategy']}.{key}" for block in raw["methods"].values() for key in block]
     assert len(written) > 60 and set(written) <= known
-    assert {root.partition(".")[0].partition(" ")[0] for root, _ in meanings.roots()} == {
+    assert {key.partition(".")[0] for key, _, _ in meanings.roots()} == {
         *params.BLOCKS,
         *params.DYNAMIC,
     }
