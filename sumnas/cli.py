@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +64,6 @@ def score(architectures: Sequence[str], weights: Path, prepared: Path, settings:
 
     It computes with run.threads threads, as the stages do: another number gives other rounding.
     """
-    import torch
-
     from sumnas import data, params, trained
     from sumnas.evaluation import Predictor
 
@@ -73,13 +72,9 @@ def score(architectures: Sequence[str], weights: Path, prepared: Path, settings:
     images = data.load(prepared)
     data.check_fits(images, space)
     chosen = _decoded(space, architectures)
-    before = torch.get_num_threads()
-    torch.set_num_threads(loaded.run.threads)
-    try:
+    with _threads(loaded.run.threads):
         predict = Predictor(space, supernet, images, loaded.calibration, loaded.evaluation)
         scores = [predict(architecture) for architecture in chosen]
-    finally:
-        torch.set_num_threads(before)
     rows = [
         {"architecture": space.encode(a), "predicted": s.accuracy, "loss": s.loss, "split": loaded.evaluation.split}
         for a, s in zip(chosen, scores, strict=True)
@@ -124,12 +119,8 @@ def latency(
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here")
     space = _space(settings)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with _threads(threads):
         costs, whole = stopwatch.measure(space, device, batch_size, warmup, repeats)
-    finally:
-        torch.set_num_threads(before)
     name = torch.cuda.get_device_name() if device == "cuda" else machine.cpu_model()
     facts: dict[str, str | int] = {"device": name, "threads": threads, "batch_size": batch_size, "repeats": repeats}
     latency.write(out, space, costs, {**facts, "torch": torch.__version__})
@@ -256,9 +247,9 @@ def estimate(
     device = loaded.run.device
     if device == "auto" or (device == "cuda" and not torch.cuda.is_available()):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(loaded.run.threads)
     items = estimate.images(loaded, estimate.splits(loaded.data, train, test))
-    measured = estimate.speeds(loaded, device, batch, seconds)
+    with _threads(loaded.run.threads):
+        measured = estimate.speeds(loaded, device, batch, seconds)
     rows = estimate.hours(items, measured)
     if as_json:
         click.echo(json.dumps({"device": device, "images_per_second": measured, "stages": rows}, indent=2))
@@ -305,6 +296,19 @@ def doctor(settings: Path, as_json: bool) -> None:
         for finding in found:
             click.echo(f"{finding.state:8} {finding.what}: {finding.detail}")
     sys.exit(1 if any(finding.state == "missing" for finding in found) else 0)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with so many threads: another number gives other rounding, and another speed."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _space(settings: Path) -> Space:
