@@ -3,7 +3,8 @@
     python -m benchmarks.mobilenet_cpu references     # every architecture of the pool with every seed: minutes each
     python -m benchmarks.mobilenet_cpu references --minutes 30          # begin none after half an hour
     python -m benchmarks.mobilenet_cpu table          # their means as one table, once all are there
-    python -m benchmarks.mobilenet_cpu run fairnas-0  # a supernet: trained, recalibrated, ranked, searched
+    python -m benchmarks.mobilenet_cpu train fairnas-0                  # a supernet; needs no references
+    python -m benchmarks.mobilenet_cpu run fairnas-0  # trained, where it is not yet, recalibrated, ranked, searched
     python -m benchmarks.mobilenet_cpu run sumnas-k2-0
     python -m benchmarks.mobilenet_cpu retrain fairnas-0                # what that search found, from scratch
     python -m benchmarks.mobilenet_cpu retrain sumnas-k2-0
@@ -20,7 +21,9 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sumnas import files
 from sumnas.errors import UserError
@@ -36,29 +39,38 @@ SEARCHED = ("search/{run}/history.csv", "search/{run}/scored.csv", "search/{run}
 """What is kept of a run: small files, from which the report is made. The supernet's weights are not among them."""
 
 
+def train(plan: Plan, name: str, work: Path) -> tuple[Path, dict[str, Any], str]:
+    """Train one supernet in a folder of its own; return that, the settings and the key of what was done there.
+
+    No small file is kept of it alone: a process of its own can train while others still make the references.
+    """
+    folder, text = pieces.project(plan, work / name)
+    key = pieces.call_once(folder, text, name, [], "prepare_data", "describe_method", "train_supernet")
+    return folder, text, key
+
+
 def run(plan: Plan, name: str, work: Path) -> None:
-    """Train one supernet in a folder of its own, rank it and search with it, and keep the small files."""
+    """Train one supernet, where `train` has not, rank it and search with it, and keep the small files."""
     kept = plan.folder / name
     if (kept / "search/run.json").exists():
         print(f"{kept}: is there")
         return
     if not plan.table.exists():
         raise UserError(f"{plan.table}: is not there yet; run `{plan.command} references`, then `{plan.command} table`")
-    folder, text = pieces.project(plan, work / name)
+    folder, text, trained = train(plan, name, work)
     results = folder / "results"
-    prepare = ("prepare_data", "build_benchmark", "build_further", "sample_architectures", "describe_method")
-    stages = (*prepare, "train_supernet", "recalibrate_bn", "rank", "search")
-    pieces.call_once(folder, text, name, [plan.table], *stages)
+    stages = ("build_benchmark", "build_further", "sample_architectures", "recalibrate_bn", "rank", "search")
+    pieces.call_once(folder, text, name, [plan.table], *stages, after=trained)
     pieces.keep(results, kept, RANKED, name)
     pieces.keep(results, kept / "search", SEARCHED, name)
-    train, rank, search = (
+    training, rank, search = (
         files.read_json(path)
         for path in (results / f"supernet/{name}/run.json", results / f"ranking/{name}/run.json",
                      results / f"search/{name}/run.json")
     )  # fmt: skip
-    seconds = sum(stage["seconds"] for stage in (train, rank))
-    pieces.note(plan, kept / "run.json", f"run {name}", seconds, train_seconds=train["seconds"],
-                train_peak_memory_mb=train["peak_memory_mb"])  # fmt: skip
+    seconds = sum(stage["seconds"] for stage in (training, rank))
+    pieces.note(plan, kept / "run.json", f"run {name}", seconds, train_seconds=training["seconds"],
+                train_peak_memory_mb=training["peak_memory_mb"])  # fmt: skip
     pieces.note(plan, kept / "search/run.json", f"run {name}", search["seconds"],
                 peak_memory_mb=search["peak_memory_mb"])  # fmt: skip
 
@@ -82,11 +94,15 @@ def retrain(plan: Plan, name: str, work: Path) -> None:
     pieces.note(plan, kept / "retrain/run.json", f"retrain {name}", time.monotonic() - began)
 
 
+PER_RUN: dict[str, Callable[[Plan, str, Path], object]] = {"train": train, "run": run, "retrain": retrain}
+"""Pieces that are made for one run each."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("piece", choices=("references", "table", "run", "retrain"))
+    parser.add_argument("piece", choices=("references", "table", "train", "run", "retrain"))
     parser.add_argument("name", nargs="?", help="of a run, such as fairnas-0")
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache/sumnas" / PRESET, help="folder to work in")
     parser.add_argument("--images", type=Path, help="the folder of pictures, in the place of data.path")
@@ -96,7 +112,7 @@ def main() -> None:
     plan = Plan(PRESET, COMMAND, images=arguments.images)
     work: Path = arguments.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    if arguments.piece in ("run", "retrain") and arguments.name is None:
+    if arguments.piece in PER_RUN and arguments.name is None:
         parser.error(f"{arguments.piece}: which one? such as fairnas-0")
     try:
         if arguments.piece == "references":
@@ -105,7 +121,7 @@ def main() -> None:
         elif arguments.piece == "table":
             pieces.write_table(plan)
         else:
-            (run if arguments.piece == "run" else retrain)(plan, arguments.name, work)
+            PER_RUN[arguments.piece](plan, arguments.name, work)
     except UserError as error:
         raise SystemExit(f"{COMMAND}: error: {error}") from None
 

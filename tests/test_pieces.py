@@ -102,11 +102,15 @@ def test_all_pieces_to_the_end_and_the_report_of_them(
     assert "None of 6 reference trainings has been made yet. Not run yet: fairnas-0, sumnas-k2-0." in (
         mobilenet_report.block(plan.root)
     )
+    mobilenet_cpu.train(plan, "fairnas-0", tmp_path / "one")  # while others may still make the references
+    (weights,) = (tmp_path / "one").rglob("weights.safetensors")
+    trained = weights.stat().st_mtime_ns
     pieces.references(plan, tmp_path / "one", 1e6)
     pieces.write_table(plan)
     with pytest.raises(UserError, match=r"found.json: is not there yet; run `.* run fairnas-0`"):
         mobilenet_cpu.retrain(plan, "fairnas-0", tmp_path / "one")
     mobilenet_cpu.run(plan, "fairnas-0", tmp_path / "one")
+    assert weights.stat().st_mtime_ns == trained  # not a second time
     kept = plan.folder / "fairnas-0"
     ranked = {"history.csv", "predictions.csv", "scatter.svg", "metrics.json", "run.json"}
     assert {p.name for p in kept.iterdir() if p.is_file()} == ranked
@@ -158,6 +162,13 @@ def test_a_stage_is_run_once_for_the_same_settings_sources_and_inputs(
     assert again() == list(stages)
     text["search"]["seed"] = 5
     assert again() == list(stages)
+    first = pieces.call_once(folder, text, "fairnas-0", [], "prepare_data")
+    called.clear()
+    assert pieces.call_once(folder, text, "fairnas-0", [], "rank", after=first) and called == ["rank"]
+    files.write_text(folder / "sumnas/preparation.py", "# another one\n")
+    other = pieces.call_once(folder, text, "fairnas-0", [], "prepare_data")
+    pieces.call_once(folder, text, "fairnas-0", [], "rank", after=other)
+    assert called == ["rank", "prepare_data", "rank"]
 
 
 def test_a_tau_that_is_not_defined_is_a_dash() -> None:

@@ -175,12 +175,15 @@ def call(folder: Path, text: Mapping[str, Any], name: str, *stages: str) -> None
                        env={**os.environ, "PYTHONPATH": str(folder), "SUMNAS_TRACKING": "off"})  # fmt: skip
 
 
-def call_once(folder: Path, text: Mapping[str, Any], name: str, inputs: Sequence[Path], *stages: str) -> None:
+def call_once(
+    folder: Path, text: Mapping[str, Any], name: str, inputs: Sequence[Path], *stages: str, after: str = ""
+) -> str:
     """Run stages as `call` does, but for those that were done there with the same settings, sources and `inputs`.
 
-    What a stage of the list reads of an earlier one has not changed where that was not run again.
+    What a stage of the list reads of an earlier one has not changed where that was not run again. Returns the key of
+    all that was done: give it as `after` to a later call whose stages read of these.
     """
-    key = files.digest([dict(text), name, *(files.sha256(path) for path in inputs)])
+    key = files.digest([dict(text), name, after, *(files.sha256(path) for path in inputs)])
     for stage in stages:
         code = sources.of_stage(stage, text["space"]["name"])
         if stage == "train_supernet":
@@ -190,6 +193,7 @@ def call_once(folder: Path, text: Mapping[str, Any], name: str, inputs: Sequence
         if not mark.exists() or mark.read_text(encoding="utf-8") != key:
             call(folder, text, name, stage)
             files.write_text(mark, key)
+    return key
 
 
 def keep(results: Path, target: Path, templates: Sequence[str], name: str) -> None:
