@@ -130,9 +130,9 @@ def naive(supernet: Supernet, paths: list[Architecture], batches: list[Batch]) -
 def bare(networks: list[PlainNetwork], batches: list[Batch]) -> Work:
     """Only the passes."""
 
-    def work() -> list[tuple[Tensor, ...]]:
-        return [
-            torch.autograd.grad(F.cross_entropy(network(images), labels), list(network.parameters()))
+    def work() -> list[tuple[Tensor | None, ...]]:
+        return [  # a path that no image gets through leaves most parameters unused
+            torch.autograd.grad(F.cross_entropy(network(images), labels), list(network.parameters()), allow_unused=True)
             for network in networks
             for images, labels in batches
         ]
@@ -243,6 +243,8 @@ def main(words: list[str] | None = None) -> None:
     best = peaks(device, torch.bfloat16 if options.bf16 else torch.float32, tiny=options.tiny)
     cases = [(batch, k) for batch in size["batches"] for k in ((1, 2) if options.tiny else (1, 2, 4))]
     start, weights = time.monotonic(), [batch * k for batch, k in cases]
+    out = options.out or Path(__file__).parent / "results" / f"lockstep-{options.device}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, (batch, k) in enumerate(cases):
         until = start + 60 * options.minutes * sum(weights[: number + 1]) / sum(weights)
@@ -250,18 +252,23 @@ def main(words: list[str] | None = None) -> None:
         found = rows[-1]
         print(f"batch {batch} k={k}: {found['ms']} ms; lockstep {found['than_sequential']['lockstep']} of sequential's "
               f"speed, {found['share_of_copy_floor']:.2f} of the copy floor", flush=True)  # fmt: skip
-    result = {
+        # After every row: time on a GPU is short, and what was measured stays if a later row fails.
+        out.write_text(json.dumps(result(options, size, worst, best, rows, load), indent=2) + "\n")
+
+
+def result(
+    options: argparse.Namespace, size: dict[str, Any], worst: float, best: dict[str, float], rows: list[Any], load: float
+) -> dict[str, Any]:
+    """Return what the file has: settings, versions and machine, the rows, and the bars by them."""
+    return {
         "benchmark": "lockstep", "date": datetime.date.today().isoformat(), "engines_differ_by": worst,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_model(), "threads": options.threads,
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else cpu_model(), "threads": options.threads,
         "system": platform.system(), "python": platform.python_version(), "torch": torch.__version__,
         "cores": os.cpu_count(), "load_before": round(load, 1), "load_after": round(os.getloadavg()[0], 1),
         "bf16": options.bf16, "compile": options.compile, "network": {k: v for k, v in size.items() if k != "batches"},
         "peaks": {name: round(value) for name, value in best.items()}, "rows": rows,
         "bars_for": "one H100", "bars": of_lockstep(rows),
     }  # fmt: skip
-    out = options.out or Path(__file__).parent / "results" / f"lockstep-{options.device}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -131,10 +131,11 @@ def main(words: list[str] | None = None) -> None:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as temporary:
         for engine in options.engines:
-            kept[engine] = measure(engine, Path(temporary) / engine, tiny=options.tiny)
+            found = measure(engine, Path(temporary) / engine, tiny=options.tiny)
+            kept[engine] = {"commit": (commit(ROOT) or "").removesuffix("-dirty"), **found}  # a clone has nothing else
             print(engine, {key: value for key, value in kept[engine].items() if key != "stages"}, flush=True)
     files.write_json(options.out, {
-        "benchmark": "overhead", "date": datetime.date.today().isoformat(), "commit": commit(ROOT), "cpu": cpu_model(),
+        "benchmark": "overhead", "date": datetime.date.today().isoformat(), "cpu": cpu_model(),
         "cores": os.cpu_count(), "load_before": round(load, 1), "load_after": round(os.getloadavg()[0], 1),
         "python": platform.python_version(), "engines": kept,
     })  # fmt: skip

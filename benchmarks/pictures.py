@@ -111,10 +111,11 @@ def overhead(found: Found, figure: Any) -> None:
 
 
 def ranks(found: Found, figure: Any) -> None:
-    """How many times as fast several processes are, beside what the split allows."""
+    """How many times as fast several processes are, beside what the split and the machine allow."""
     axes, rows = panels(figure, 1)[0], found["rows"]
     series = {
         "measured": "times_as_fast", "the split's bound": "bound", "by multiply-adds": "bound_by_macs",
+        f"{found['world']} that share nothing": "machine_allows",
     }  # fmt: skip
     groups = [f"{row['space']['name']}\nk={row['k']}" for row in rows]
     title = f"{found['world']} processes, {found['device']}"

@@ -10,9 +10,11 @@ same paths and batches, the order changing from round to round; the other proces
 With m paths and w processes one of these has ceil(m / w) paths, so that a step can be at most m / ceil(m / w) times as
 fast: 5/3 with two processes for m = 5 (NAS-Bench-201), 2 for m = 6 (MobileNet). Paths cost differently: `bound_by_macs`
 is what the multiply-adds of the paths that were drawn allow, the mean over the rounds; `sum_ms` is one sum over the
-processes of as much as a step sums. With `--split s` the paths are shared by w / s groups, and each batch by the s
-processes of a group: s times what so many groups allow. `bars`: what is aimed at with two processes, and where that is
-missed by how much and why.
+processes of as much as a step sums. `machine_allows` is what processes that share nothing come to: all take the step of
+one process at the same time, and do that many times the work of one that is alone. Two hardware threads of one core, or
+memory that both wait for, make it less than their number. With `--split s` the paths are shared by w / s groups, and
+each batch by the s processes of a group: s times what so many groups allow. `bars`: what is aimed at with two
+processes, and where that is missed by how much and why.
 """
 
 from __future__ import annotations
@@ -67,6 +69,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "batch": 6, "k": [1, 2],
     },
 }  # fmt: skip
+SIDES = ("one", "all", "each")
+"""One process while the others wait; all share the step; each takes the whole step, all at the same time."""
 
 
 def space_of(settings: dict[str, Any]) -> Space:
@@ -127,23 +131,26 @@ def measure(
 ) -> Any:  # fmt: skip
     """Time steps in turn; every rank gets the same row, of which the first's times are the ones."""
     split, rounds = options.split, options.rounds
-    alone, shared = (method_of(space, k, batch, *who, device) for who in ((ALONE, 1), (ranks, split)))
+    # One of each, so that all are at the same step, of the same paths.
+    alone, shared, apart = (method_of(space, k, batch, *who, device) for who in ((ALONE, 1), (ranks, split), (ALONE, 1)))
     given = batches_of(space, k, batch, device, torch.float32)
-    mine, groups = own(shared, given), ranks.world // split
-    times: dict[str, list[float]] = {"one": [], "all": []}
+    mine = own(shared, given)
+    times: dict[str, list[float]] = {side: [] for side in SIDES}
     bounds: list[float] = []
     for number in range(-2, rounds):  # two to warm up
-        for side in ("one", "all") if number % 2 else ("all", "one"):
+        for side in SIDES if number % 2 else SIDES[::-1]:
             ranks.wait()
             took = 0.0
             if side == "all":
                 took = seconds(lambda: shared.step([mine]), device)
+            elif side == "each":
+                took = seconds(lambda: apart.step([given]), device)
             elif ranks.first:
                 took = seconds(lambda: alone.step([given]), device)
             if number >= 0:
                 times[side].append(took)
         if number >= 0:
-            bounds.append(split * (sum(shared.loads) / max(shared.loads) if groups > 1 else 1))
+            bounds.append(split * (sum(shared.loads) / max(shared.loads) if ranks.world > split else 1))
         if ranks.from_first(number >= 2 and time.monotonic() > until):
             break
     weights = [parameter.detach().clone() for parameter in shared.supernet.parameters()]
@@ -151,26 +158,27 @@ def measure(
     for _ in range(5):
         ranks.wait()
         sums.append(seconds(lambda: ranks.add(weights), device))
-    found = row(space, k, batch, groups, split, times, bounds)
+    found = row(space, k, batch, ranks.world, split, times, bounds)
     return {**found, "sum_ms": round(1e3 * float(np.median(sums)), 3)}
 
 
 def row(
-    space: Space, k: int, batch: int, groups: int, split: int, times: dict[str, list[float]], bounds: list[float]
+    space: Space, k: int, batch: int, world: int, split: int, times: dict[str, list[float]], bounds: list[float]
 ) -> dict[str, Any]:
     """Medians, their ratio with a bootstrap interval, and its share of what the split allows."""
-    one, all_ = (np.array(times[side]) for side in ("one", "all"))
-    ratios, m = one / all_, len(space.candidates)
+    one, all_, each = (np.array(times[side]) for side in SIDES)
+    ratios, m, groups = one / all_, len(space.candidates), world // split
     picks = np.random.default_rng(SEED).integers(len(ratios), size=(4000, len(ratios)))
     low, high = np.quantile(np.median(ratios[picks], axis=1), [0.025, 0.975])
     bound = split * m / -(-m // groups)
     return {
         "space": space.settings.model_dump(mode="json"), "m": m, "k": k, "batch_size": batch, "rounds": len(ratios),
-        "seconds_per_step": {"one": round(float(np.median(one)), 6), "all": round(float(np.median(all_)), 6)},
+        "seconds_per_step": {side: round(float(np.median(times[side])), 6) for side in SIDES},
         "times_as_fast": round(float(np.median(ratios)), 4),
         "interval_95": [round(float(low), 4), round(float(high), 4)],
         "bound": round(bound, 4), "share_of_bound": round(float(np.median(ratios)) / bound, 4),
         "bound_by_macs": round(float(np.mean(bounds)), 4),
+        "machine_allows": round(float(np.median(world * one / each)), 4),
     }  # fmt: skip
 
 
@@ -205,7 +213,8 @@ def main(options: argparse.Namespace, ranks: Ranks) -> None:
         if ranks.first:
             found = rows[-1]
             print(f"{settings['name']} k={k}: {found['times_as_fast']} times as fast as one process, "
-                  f"{found['share_of_bound']:.2f} of the split's {found['bound']}", flush=True)  # fmt: skip
+                  f"{found['share_of_bound']:.2f} of the split's {found['bound']}; that share nothing: "
+                  f"{found['machine_allows']} times", flush=True)  # fmt: skip
     if not ranks.first:
         return
     result = {

@@ -200,7 +200,9 @@ def block(root: Path) -> str:
     path = root / RESULTS / "full_scale.json"
     if path.exists():
         text += against(runs, files.read_json(path)) + "\n"
-    first, cost = runs[0].metrics, runs[0].cost
+    first, processors = runs[0].metrics, " and ".join(sorted({run.cost["cpu"] for run in runs}))
+    costs = root / RESULTS / COST
+    measured = f", on {files.read_json(costs)['cpu']}" if costs.exists() else ""
     text += order(runs)
     if missing := [method for method in preset.methods if method not in by_method(runs)]:
         text += f"Not run yet: {', '.join(missing)}. "
@@ -209,9 +211,9 @@ def block(root: Path) -> str:
         f"them {percent(max(float(r['reference']) for r in runs[0].rows))} %. Every method sends about 12 million "
         'images through sub-models, a mixture of five operators counting five times; "best predicted" and '
         '"own choice" are trained alone as the references were, test accuracy, mean over their seeds. One thread '
-        f"per run, on {cost['cpu']}; hours of the processor and memory of the process are measured on a part of each "
-        f"training, one after the other (benchmarks/table1_cost.py). Files: {RESULTS} and {FOLDER / SHARED}; made by "
-        "benchmarks/cifar10_cpu.py and benchmarks/table1_report.py.\n"
+        f"per run, on {processors}; hours of the processor and memory of the process are measured on a part of each "
+        f"training, one after the other{measured} (benchmarks/table1_cost.py). Files: {RESULTS} and "
+        f"{FOLDER / SHARED}; made by benchmarks/cifar10_cpu.py and benchmarks/table1_report.py.\n"
     )
 
 

@@ -48,6 +48,15 @@ def test_the_tiny_size_runs_and_counts_every_multiplication(
         assert set(row["ms"]) == set(row["images_per_s"]) == {"sequential", "lockstep", "naive", "bare"}
 
 
+def test_bare_passes_of_a_network_that_no_image_gets_through(benchmark: ModuleType) -> None:
+    size = benchmark.SIZES["tiny"]
+    given = benchmark.batches_of(size, 1, 6, torch.device("cpu"), torch.float32)
+    cut = benchmark.PlainNetwork({**size, "image_channels": 3}, (0,) * 6, 10)  # `none` on every edge
+    (gradients,) = benchmark.bare([cut], given)()
+    found = dict(zip((name for name, _ in cut.named_parameters()), gradients, strict=True))
+    assert found["body.0.weight"] is None and found["head.weight"] is not None
+
+
 def test_traffic_counts_what_is_read_and_written(benchmark: ModuleType) -> None:
     counted = importlib.import_module("counted")
     x, index = torch.randn(10, 100), torch.tensor([3, 1])

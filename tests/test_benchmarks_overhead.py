@@ -38,6 +38,19 @@ def test_settings_change_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None
     assert found["data"] == settings["data"] and found["run"]["methods"] == ["spos"]
 
 
+def test_the_page_on_the_pipeline_says_what_was_measured() -> None:
+    engines = json.loads((ROOT / "benchmarks/results/overhead.json").read_text())["engines"]
+    page = " ".join((ROOT / "docs/pipeline.md").read_text(encoding="utf-8").split())
+    for label, name in (("DVC", "dvc"), ("Snakemake", "snakemake")):
+        found, per_job = engines[name], engines[name]["per_job"]
+        assert (
+            f"{label} {per_job['overhead_s']:.1f} seconds a job beyond its own work, {per_job['start_s']:.1f} of them "
+            f"Python's start and the imports, and {found['nothing_to_do_s']:.1f} seconds for the whole pipeline"
+        ) in page
+        assert f"{100 * found['overhead_share']:.0f} % of its time on that with DVC" in page or name != "dvc"
+    assert f"and {100 * engines['snakemake']['overhead_share']:.0f} % with Snakemake" in page
+
+
 @pytest.mark.engine
 def test_the_tiny_size_runs(tmp_path: Path) -> None:
     command = [
@@ -54,8 +67,10 @@ def test_the_tiny_size_runs(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "r.json").read_text())
-    assert {"commit", "cpu", "cores", "python", "load_before"} <= set(result)
+    assert {"cpu", "cores", "python", "load_before"} <= set(result)
     (found,) = result["engines"].values()
+    checked_out = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    assert found["commit"] == checked_out
     assert found["jobs"] >= len(found["stages"]) >= 13
     assert 0 < found["stages_s"] < found["wall_s"] and found["nothing_to_do_s"] > 0
     assert all(row["start_s"] > 0 for row in found["stages"].values())

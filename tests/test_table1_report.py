@@ -44,9 +44,9 @@ def root(tmp_path: Path) -> Path:
     shutil.copytree(SOURCE / "fairnas-0", tmp_path / "docs/results/cifar10-cpu/fairnas-0")  # not of this preset
     rows = list(csv.DictReader((SOURCE / "spos-0/predictions.csv").read_text().splitlines()))
     derived = {"derived_architecture": rows[3]["architecture"], "derived_accuracy": None}
-    gdas = made_up(tmp_path, "gdas", "spos-0", metrics=derived)
+    gdas = made_up(tmp_path, "gdas", "spos-0", metrics=derived, run={"cpu": "CPU A"})
     cost = {"gdas": {"hours": 1.254, "peak_memory_mb": 612}}
-    files.write_json(tmp_path / "docs/results/table1-cpu/cost.json", {"methods": cost})
+    files.write_json(tmp_path / "docs/results/table1-cpu/cost.json", {"methods": cost, "cpu": "CPU B"})
     files.write_csv(gdas / "own_choice.csv", ["accuracy"], [{"accuracy": 60.0}, {"accuracy": 61.0}])
     made_up(tmp_path, "cream", "fairnas-0", metrics={**derived, "derived_accuracy": 57.25})  # one of the references
     wpl = made_up(tmp_path, "spos-wpl", "spos-0")
@@ -58,6 +58,13 @@ def root(tmp_path: Path) -> Path:
 def cells(text: str, name: str) -> list[str]:
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
     return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_the_report_names_every_processor(root: Path) -> None:
+    others = {json.loads((SOURCE / name / "run.json").read_text())["cpu"] for name in ("fairnas-0", "spos-0", "sumnas-k4-0")}
+    text = table1_report.block(root)
+    assert f"One thread per run, on {' and '.join(sorted({'CPU A', *others}))}; hours of the processor" in text
+    assert "one after the other, on CPU B (benchmarks/table1_cost.py)" in text
 
 
 def test_the_table_has_what_the_runs_files_have(root: Path) -> None:
