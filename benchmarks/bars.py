@@ -52,6 +52,7 @@ def of_ranks(rows: Sequence[Row]) -> list[dict[str, Any]]:
             f"the sum over the processes takes {summed:.0%} of a step. By the multiply-adds of the paths as they were "
             f"dealt out a step could be {worst['bound_by_macs']:.2f} times as fast, by their number alone "
             f"{worst['bound']:.2f} times. Processes that share nothing and run at once do "
-            f"{worst['machine_allows']:.2f} times the work of one on this machine. The rest is what no multiply-add counts.",
+            f"{worst['machine_allows']:.2f} times the work of one on this machine. "
+            "The rest is what no multiply-add counts.",
         ))  # fmt: skip
     return told

@@ -257,7 +257,12 @@ def main(words: list[str] | None = None) -> None:
 
 
 def result(
-    options: argparse.Namespace, size: dict[str, Any], worst: float, best: dict[str, float], rows: list[Any], load: float
+    options: argparse.Namespace,
+    size: dict[str, Any],
+    worst: float,
+    best: dict[str, float],
+    rows: list[Any],
+    load: float,
 ) -> dict[str, Any]:
     """Return what the file has: settings, versions and machine, the rows, and the bars by them."""
     return {

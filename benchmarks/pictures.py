@@ -26,7 +26,7 @@ def bars(axes: Any, groups: Sequence[str], series: Mapping[str, Sequence[float]]
     for number, (name, values) in enumerate(series.items()):
         places = [group + (number - (len(series) - 1) / 2) * width for group in range(len(groups))]
         drawn_bars = axes.bar(places, values, 0.9 * width, color=PALETTE[number % len(PALETTE)], label=name)
-        axes.bar_label(drawn_bars, fmt="{:.3g}", fontsize=6, rotation=90 if len(series) > 2 else 0, padding=2)
+        axes.bar_label(drawn_bars, fmt=figures, fontsize=6, rotation=90 if len(series) > 2 else 0, padding=2)
     axes.set_xticks(range(len(groups)), groups, fontsize=8)
     axes.margins(y=0.3)
     axes.set(ylabel=ylabel, title=title)
@@ -34,12 +34,16 @@ def bars(axes: Any, groups: Sequence[str], series: Mapping[str, Sequence[float]]
         axes.legend(frameon=False, fontsize=7, ncols=len(series), loc="upper left")
 
 
+def figures(value: float) -> str:
+    """Put a number in three figures, or all of it where it has more."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def aim(axes: Any, value: float, label: str) -> None:
-    """Draw what is aimed at."""
-    axes.axhline(value, color=QUIET, linestyle="dashed", linewidth=1)
-    axes.annotate(
-        label, (1, value), (-2, 2), ("axes fraction", "data"), textcoords="offset points", ha="right", fontsize=7
-    )
+    """Draw what is aimed at, and name it in the legend."""
+    axes.axhline(value, color=QUIET, linestyle="dashed", linewidth=1, label=label)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles, labels, frameon=False, fontsize=7, ncols=len(labels), loc="upper left")
 
 
 def panels(figure: Any, count: int) -> list[Any]:
@@ -63,7 +67,7 @@ def lockstep(found: Found, figure: Any) -> None:
         "matrix product": "share_of_matrix_product",
     }  # fmt: skip
     bars(shares, groups, {name: [row[key] for row in rows] for name, key in named.items()}, "lockstep's share of peaks")
-    aim(shares, 0.5, "aimed at: half of the floor, batch 256, one H100")
+    aim(shares, 0.5, "aimed at (one H100, batch 256)")
 
 
 def growth(found: Found, figure: Any) -> None:

@@ -132,7 +132,9 @@ def measure(
     """Time steps in turn; every rank gets the same row, of which the first's times are the ones."""
     split, rounds = options.split, options.rounds
     # One of each, so that all are at the same step, of the same paths.
-    alone, shared, apart = (method_of(space, k, batch, *who, device) for who in ((ALONE, 1), (ranks, split), (ALONE, 1)))
+    alone, shared, apart = (
+        method_of(space, k, batch, *who, device) for who in ((ALONE, 1), (ranks, split), (ALONE, 1))
+    )
     given = batches_of(space, k, batch, device, torch.float32)
     mine = own(shared, given)
     times: dict[str, list[float]] = {side: [] for side in SIDES}

@@ -73,3 +73,10 @@ def test_traffic_counts_what_is_read_and_written(benchmark: ModuleType) -> None:
     image, weight = torch.randn(2, 6, 8, 8), torch.randn(4, 3, 5, 5)
     grouped = counted.count(lambda: torch.nn.functional.conv2d(image, weight, padding=2, groups=2))
     assert grouped["operations"] == 2 * (2 * 4 * 8 * 8) * (3 * 5 * 5)
+
+
+def test_the_page_on_the_method_says_what_was_measured() -> None:
+    rows = json.loads((FOLDER / "results/lockstep-cpu.json").read_text())["rows"]
+    times = [row["than_sequential"]["lockstep"]["times_as_fast"] for row in rows]
+    page = " ".join((FOLDER.parent / "docs/method.md").read_text(encoding="utf-8").split())
+    assert f"(lockstep is {min(times):.2f} to {max(times):.2f} times as fast on one core: " in page

@@ -49,8 +49,14 @@ def test_bars_of_lockstep(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bars_of_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = {"k": 1, "seconds_per_step": {"all": 0.05}, "sum_ms": 5.0, "bound": 1.6667, "bound_by_macs": 1.5,
-           "machine_allows": 1.75}
+    row = {
+        "k": 1,
+        "seconds_per_step": {"all": 0.05},
+        "sum_ms": 5.0,
+        "bound": 1.6667,
+        "bound_by_macs": 1.5,
+        "machine_allows": 1.75,
+    }
     rows = [{**row, "space": {"name": name}, "share_of_bound": share}
             for name, share in (("cells", 0.95), ("cells", 0.8), ("chain", 0.93))]  # fmt: skip
     cells, chain = script("bars", monkeypatch).of_ranks(rows)

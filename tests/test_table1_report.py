@@ -61,7 +61,9 @@ def cells(text: str, name: str) -> list[str]:
 
 
 def test_the_report_names_every_processor(root: Path) -> None:
-    others = {json.loads((SOURCE / name / "run.json").read_text())["cpu"] for name in ("fairnas-0", "spos-0", "sumnas-k4-0")}
+    others = {
+        json.loads((SOURCE / name / "run.json").read_text())["cpu"] for name in ("fairnas-0", "spos-0", "sumnas-k4-0")
+    }
     text = table1_report.block(root)
     assert f"One thread per run, on {' and '.join(sorted({'CPU A', *others}))}; hours of the processor" in text
     assert "one after the other, on CPU B (benchmarks/table1_cost.py)" in text
