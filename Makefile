@@ -32,7 +32,7 @@ test: setup ## run the tests, a process per core
 	python -m pytest -r s --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-faults: setup ## kill stages at random moments and compare what comes out
-	python -m pytest tests/faults
+	python -m pytest --numprocesses auto --maxprocesses 2 --dist worksteal tests/faults
 
 test-slurm: setup ## run the pipeline through a Slurm of one node, started here (docs/cluster.md)
 	@SUMNAS_TEST_SLURM=$(SUMNAS_TEST_SLURM) python -m pytest -rs tests/slurm

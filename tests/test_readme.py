@@ -26,6 +26,21 @@ def test_the_results_are_those_of_the_committed_files(monkeypatch: pytest.Monkey
         assert f"| {name} | {method['kendall_tau']:.3f} |" in text
 
 
+def test_a_missed_target_of_shared_steps_is_called_so() -> None:
+    lines = [
+        line for line in speed(ROOT / "benchmarks/results").splitlines() if line.startswith("| step in 2 processes")
+    ]
+    rows = json.loads((ROOT / "benchmarks/results/ranks-cpu.json").read_text())["rows"]
+    assert len(lines) == len(rows) == 6
+    for line, row in zip(lines, rows, strict=True):
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        assert cells[2] == f"{row['times_as_fast']:.2f}" and f"k={row['k']}," in cells[0]
+        assert ("missed" in cells[4]) == (row["share_of_bound"] < 0.9)
+        assert ("not by the whole interval" in cells[4]) == (
+            row["share_of_bound"] >= 0.9 > row["interval_95"][0] / row["bound"]
+        )
+
+
 @pytest.mark.parametrize("page", cifar10_report.PAGES)
 def test_the_report_on_cifar10_is_that_of_the_committed_files(page: str) -> None:
     text = (ROOT / page).read_text()
