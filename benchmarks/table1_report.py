@@ -190,6 +190,26 @@ def order(runs: Sequence[Run]) -> str:
     return text
 
 
+def highest(runs: Sequence[Run]) -> str:
+    """Say which method ranks best here, in the paper's table or not, and from which that can be told."""
+    reference = column(runs[0].rows, "reference")
+    predicted = {name: np.mean([run.predicted for run in own], axis=0) for name, own in by_method(runs).items()}
+    taus = {name: mean([r.metrics["kendall_tau"] for r in own]) for name, own in by_method(runs).items()}
+    best = max(taus, key=lambda name: taus[name])
+    sure, unsure = [], []
+    for name in predicted:
+        if name != best:
+            found = paired_bootstrap(reference, predicted[best], predicted[name], SETTINGS)
+            (sure if found.low is not None and found.low > 0 else unsure).append(name)
+    if not sure + unsure:
+        return ""
+    text = f"The highest tau here is {best}'s" + (
+        ", which the paper's table does not have" if best not in PAPER else ""
+    )
+    told = [f"above {', '.join(sure)}" if sure else "", f"not told apart from {', '.join(unsure)}" if unsure else ""]
+    return f"{text}: {'; '.join(filter(None, told))} (paired intervals over the architectures; seeds as in the table). "
+
+
 def block(root: Path) -> str:
     """Return the report as text, from committed files alone."""
     preset = params.load(root / f"presets/{PRESET}.yaml")
@@ -203,7 +223,7 @@ def block(root: Path) -> str:
     first, processors = runs[0].metrics, " and ".join(sorted({run.cost["cpu"] for run in runs}))
     costs = root / RESULTS / COST
     measured = f", on {files.read_json(costs)['cpu']}" if costs.exists() else ""
-    text += order(runs)
+    text += highest(runs) + order(runs)
     if missing := [method for method in preset.methods if method not in by_method(runs)]:
         text += f"Not run yet: {', '.join(missing)}. "
     return text + (

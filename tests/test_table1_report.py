@@ -87,11 +87,21 @@ def test_the_table_has_what_the_runs_files_have(root: Path) -> None:
 
 
 def test_it_says_where_the_order_differs(root: Path) -> None:
+    preset = params.load(root / "presets/table1-cpu.yaml")
     text = table1_report.block(root)
     # By the paper GDAS is the worst of all; WPL's predictions are turned about here, so that it is.
     assert "gdas ranks better than spos-wpl (+1." in text.partition("In the opposite order")[2]
     assert "Not run yet: spos-long, spos-nsas, fairnas-long, darts-v1, darts-v2, enas." in text
     assert "Of 6 pairs" in text
+    (told,) = [line for line in text.splitlines() if line.startswith("The highest tau here is ")]
+    taus = {run.method: run.metrics["kendall_tau"] for run in table1_report.runs_of(root, preset)}
+    best = max(taus, key=lambda name: taus[name])
+    assert told.startswith(f"The highest tau here is {best}'s: above ") and "spos-wpl" in told.partition(":")[2]
+
+
+def test_it_says_that_the_best_is_not_in_the_papers_table(root: Path) -> None:
+    made_up(root, "enas", "sumnas-k2-0", metrics={"kendall_tau": 0.99})
+    assert "The highest tau here is enas's, which the paper's table does not have: above " in table1_report.block(root)
 
 
 def test_ranks_against_every_published_column(root: Path, tmp_path: Path) -> None:
