@@ -159,11 +159,15 @@ def against(runs: Sequence[Run], found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def mean_predictions(runs: Sequence[Run]) -> dict[str, np.ndarray]:
+    """Return each method's predictions, the mean over its seeds."""
+    return {name: np.mean([run.predicted for run in own], axis=0) for name, own in by_method(runs).items()}
+
+
 def order(runs: Sequence[Run]) -> str:
     """Say between which methods our order is not the paper's: what is clear by the paired interval, and what is not."""
     reference = column(runs[0].rows, "reference")
-    predicted = {name: np.mean([run.predicted for run in own], axis=0)
-                 for name, own in by_method(runs).items() if name in PAPER}  # fmt: skip
+    predicted = {name: values for name, values in mean_predictions(runs).items() if name in PAPER}
     clear, unclear, agreed = [], [], 0
     for one, other in combinations(predicted, 2):
         better, worse = (one, other) if PAPER[one] > PAPER[other] else (other, one)
@@ -193,7 +197,7 @@ def order(runs: Sequence[Run]) -> str:
 def highest(runs: Sequence[Run]) -> str:
     """Say which method ranks best here, in the paper's table or not, and from which that can be told."""
     reference = column(runs[0].rows, "reference")
-    predicted = {name: np.mean([run.predicted for run in own], axis=0) for name, own in by_method(runs).items()}
+    predicted = mean_predictions(runs)
     taus = {name: mean([r.metrics["kendall_tau"] for r in own]) for name, own in by_method(runs).items()}
     best = max(taus, key=lambda name: taus[name])
     sure, unsure = [], []
