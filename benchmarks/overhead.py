@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py                       # the default pipeline in two new clones: about ten minutes
     python benchmarks/overhead.py --engines snakemake   # one of them; what the file has of the other is kept
-    python benchmarks/overhead.py --tiny                # two minutes, of no interest: does it run?
+    python benchmarks/overhead.py --tiny                # two stages alone, of no interest: does it run?
 
 The commit that is checked out is cloned into a temporary folder. Each engine runs it there one job at a time, with
 tracking as it is by default, then three times more with nothing to do. A stage's own clock (`seconds` in its run.json)
@@ -27,41 +27,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sumnas import files
 from sumnas.machine import commit, cpu_model
 
 ROOT = Path(__file__).resolve().parents[1]
-ENGINES = {"dvc": ("dvc", "repro", "--quiet"), "snakemake": ("snakemake", "--cores", "1", "--quiet", "all")}
-TINY: dict[str, dict[str, Any]] = {
-    "run": {"methods": ["spos"], "device": "cpu"},
-    "space": {"channels": 2},
-    "benchmark": {"pool": {"architectures": 4, "seeds": [0], "recipe": {"epochs": 1, "batch_size": 256}}},
-    "sampling": {"strategy": "all", "floor": 0.0},
-    "supernet": {"epochs": 1, "batch_size": 256, "probes": 0},
-    "calibration": {"images": 100, "batch_size": 50},
-    "ranking": {"bootstrap": 100, "top_k": [1]},
-    "search": {"population": 4, "generations": 1, "offspring": 4},
-    "retrain": {"enabled": False},
+ENGINES = {"dvc": ("dvc", "repro", "--quiet"), "snakemake": ("snakemake", "--cores", "1", "--quiet", "all", "--")}
+TINY = {
+    "dvc": ("prepare_data", "describe_method@spos"),
+    "snakemake": ("data/prepared", "results/methods/spos.json"),
 }
-"""What makes the default settings small: the same stages."""
-
-
-def changed(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings with some others in their place, block by block."""
-    return settings | {
-        key: changed(settings[key], value) if isinstance(value, dict) else value for key, value in changes.items()
-    }
-
-
-def clone(folder: Path, *, tiny: bool) -> None:
-    """Clone the commit that is checked out."""
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-    if tiny:
-        path = folder / "params.yaml"
-        path.write_text(yaml.safe_dump(changed(yaml.safe_load(path.read_text()), TINY)))
-        (folder / "dvc.lock").unlink()
+"""What an engine is asked for where the numbers are of no interest: two stages that take seconds."""
 
 
 def took(folder: Path, *command: str, tracked: bool = True) -> float:
@@ -88,11 +63,12 @@ def starts(folder: Path, stages: set[str], calls: int) -> dict[str, float]:
 
 
 def measure(engine: str, folder: Path, *, tiny: bool) -> dict[str, Any]:
-    """Run the pipeline with one engine."""
-    clone(folder, tiny=tiny)
-    whole = took(folder, *ENGINES[engine], tracked=not tiny)
+    """Run the pipeline of the commit that is checked out with one engine."""
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    command = (*ENGINES[engine], *(TINY[engine] if tiny else ()))
+    whole = took(folder, *command, tracked=not tiny)
     runs = [files.read_json(p) for top in ("results", "data/prepared") for p in (folder / top).rglob("*run.json")]
-    nothing = [took(folder, *ENGINES[engine], tracked=not tiny) for _ in range(1 if tiny else 3)]
+    nothing = [took(folder, *command, tracked=not tiny) for _ in range(1 if tiny else 3)]
     if len(again := [p for top in ("results", "data/prepared") for p in (folder / top).rglob("*run.json")]) != len(
         runs
     ):
@@ -124,7 +100,7 @@ def row(whole: float, runs: list[dict[str, Any]], nothing: list[float], start: d
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--tiny", action="store_true", help="settings of no interest: does it run?")
+    parser.add_argument("--tiny", action="store_true", help="two stages alone: does it run?")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "overhead.json")
     options = parser.parse_args(words)
     kept = files.read_json(options.out)["engines"] if options.out.exists() else {}

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.test_benchmarks_scoring import script
 
@@ -24,18 +23,6 @@ def test_a_job_costs_its_start_and_the_engine(monkeypatch: pytest.MonkeyPatch) -
     assert found["per_job"] == {"overhead_s": 4.0, "start_s": 1.5, "engine_s": 2.5}
     assert found["overhead_share"] == pytest.approx(2 / 3, abs=1e-3)
     assert found["stages"]["rank"] == {"jobs": 2, "seconds": 4.0, "start_s": 1.0}
-
-
-def test_settings_change_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = script("overhead", monkeypatch)
-    settings = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    found = module.changed(settings, module.TINY)
-    assert found["benchmark"]["pool"]["recipe"] == {
-        **settings["benchmark"]["pool"]["recipe"],
-        "epochs": 1,
-        "batch_size": 256,
-    }
-    assert found["data"] == settings["data"] and found["run"]["methods"] == ["spos"]
 
 
 def test_the_page_on_the_pipeline_says_what_was_measured() -> None:
@@ -53,25 +40,18 @@ def test_the_page_on_the_pipeline_says_what_was_measured() -> None:
 
 @pytest.mark.engine
 def test_the_tiny_size_runs(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "benchmarks/overhead.py",
-        "--tiny",
-        "--engines",
-        "snakemake",
-        "--out",
-        f"{tmp_path}/r.json",
-    ]
+    command = [sys.executable, "benchmarks/overhead.py", "--tiny", "--out", f"{tmp_path}/r.json"]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "r.json").read_text())
     assert {"cpu", "cores", "python", "load_before"} <= set(result)
-    (found,) = result["engines"].values()
     checked_out = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    assert found["commit"] == checked_out
-    assert found["jobs"] >= len(found["stages"]) >= 13
-    assert 0 < found["stages_s"] < found["wall_s"] and found["nothing_to_do_s"] > 0
-    assert all(row["start_s"] > 0 for row in found["stages"].values())
-    assert found["per_job"]["overhead_s"] > 0
+    assert result["engines"].keys() == {"dvc", "snakemake"}
+    for found in result["engines"].values():
+        assert found["commit"] == checked_out
+        assert found["jobs"] == 2 and found["stages"].keys() == {"prepare_data", "describe_method"}
+        assert 0 < found["stages_s"] < found["wall_s"] and found["nothing_to_do_s"] > 0
+        assert all(row["start_s"] > 0 for row in found["stages"].values())
+        assert found["per_job"]["overhead_s"] > 0
