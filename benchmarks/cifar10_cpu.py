@@ -31,6 +31,7 @@ import yaml
 
 from sumnas import files
 from sumnas.benchmark import pool
+from sumnas.machine import spent
 from sumnas.spaces import base
 from workflow import pieces
 from workflow.pieces import ROOT, Plan
@@ -86,7 +87,7 @@ def run(name: str, work: Path, preset: str, trained: Path | None) -> None:
     seconds = time.monotonic() - began
     pieces.keep(folder / "results", kept, KEPT, name)
     train = files.read_json(folder / f"results/supernet/{name}/run.json")
-    pieces.note(PLAN, kept / "run.json", f"run {name}{option(preset)}", seconds, train_seconds=train["seconds"],
+    pieces.note(PLAN, kept / "run.json", f"run {name}{option(preset)}", seconds, train_seconds=spent(train),
                 train_peak_memory_mb=train["peak_memory_mb"])  # fmt: skip
     metrics = files.read_json(kept / "metrics.json")
     derived = metrics.get("derived_architecture")
@@ -137,4 +138,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with pieces.told(PLAN.command):
+        main()

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from sumnas import files, plots
 from sumnas.ranking import Measure, RankingSettings, kendall, paired_bootstrap
 from sumnas.shown import BASELINES, interval, number
+from workflow.pieces import told
 from workflow.readme import replaced
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -308,4 +309,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told("cifar10_report"):
+        main()

@@ -13,20 +13,21 @@
 The settings are presets/mobilenet-cpu.yaml, the images the folder data/raw/cifar10, or the one that `--images` names;
 params.yaml and results/ of this clone are not touched: stages run in a folder of their own, `--work`. Each piece is
 written when it is whole, with its time beside it, and what is there is not made again: commit docs/results/ after each.
-Within a piece a call that was stopped goes on from the checkpoints that its stages left on that machine.
+Within a piece a call that was stopped goes on from the checkpoints that its stages left on that machine; a reference
+that was stopped begins anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sumnas import files
 from sumnas.errors import UserError
+from sumnas.machine import spent
 from workflow import pieces
 from workflow.pieces import Plan
 from workflow.stages import FOUND, RETRAIN
@@ -68,10 +69,10 @@ def run(plan: Plan, name: str, work: Path) -> None:
         for path in (results / f"supernet/{name}/run.json", results / f"ranking/{name}/run.json",
                      results / f"search/{name}/run.json")
     )  # fmt: skip
-    seconds = sum(stage["seconds"] for stage in (training, rank))
-    pieces.note(plan, kept / "run.json", f"run {name}", seconds, train_seconds=training["seconds"],
+    seconds = spent(training) + spent(rank)
+    pieces.note(plan, kept / "run.json", f"run {name}", seconds, train_seconds=spent(training),
                 train_peak_memory_mb=training["peak_memory_mb"])  # fmt: skip
-    pieces.note(plan, kept / "search/run.json", f"run {name}", search["seconds"],
+    pieces.note(plan, kept / "search/run.json", f"run {name}", spent(search),
                 peak_memory_mb=search["peak_memory_mb"])  # fmt: skip
 
 
@@ -88,10 +89,14 @@ def retrain(plan: Plan, name: str, work: Path) -> None:
     target = folder / FOUND.format(run=name)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(found, target)
-    began = time.monotonic()
     pieces.call_once(folder, text, name, [found], "prepare_data", "retrain")
     pieces.keep(folder / "results", kept / "retrain", [RETRAIN.removeprefix("results/")], name)
-    pieces.note(plan, kept / "retrain/run.json", f"retrain {name}", time.monotonic() - began)
+    pieces.note(
+        plan,
+        kept / "retrain/run.json",
+        f"retrain {name}",
+        spent(files.read_json(folder / f"results/retrain/{name}/run.json")),
+    )
 
 
 PER_RUN: dict[str, Callable[[Plan, str, Path], object]] = {"train": train, "run": run, "retrain": retrain}
@@ -114,7 +119,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     if arguments.piece in PER_RUN and arguments.name is None:
         parser.error(f"{arguments.piece}: which one? such as fairnas-0")
-    try:
+    with pieces.told(COMMAND):
         if arguments.piece == "references":
             left = pieces.references(plan, work, 60 * arguments.minutes, arguments.seed)
             print(f"{left} are missing still" if left else "all are there")
@@ -122,8 +127,6 @@ def main() -> None:
             pieces.write_table(plan)
         else:
             PER_RUN[arguments.piece](plan, arguments.name, work)
-    except UserError as error:
-        raise SystemExit(f"{COMMAND}: error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from sumnas.params import Params
 from sumnas.ranking import paired_bootstrap
 from sumnas.shown import BASELINES, interval, number, percent, row
 from sumnas.training import epochs_of
+from workflow.pieces import told
 from workflow.readme import replaced
 
 PRESET, SHARED = "table1-cpu", "cifar10-cpu"
@@ -259,4 +260,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told("table1_report"):
+        main()

@@ -88,6 +88,9 @@ class Work:
         self._arrived: int | None = None
         self.interval = interval()
         self._saved_at = time.monotonic()
+        self.before = 0.0
+        """Seconds that earlier calls have put into this work, which were stopped; of a killed one to what it saved."""
+        self._began: float | None = None
 
     def __enter__(self) -> Work:
         while not self.ranks.from_first(not self.ranks.first or self._open()):
@@ -124,12 +127,26 @@ class Work:
             files.write_text(self.folder / "settings", self.settings)
             if self.accept_code_change:
                 self._adopt()
+        self.before, self._began = self._spent(), time.monotonic()
         return True
+
+    def _spent(self) -> float:
+        """Return the seconds noted so far. A file that a person or a full disk has broken is worth no failure."""
+        try:
+            return float((self.folder / "seconds").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return 0.0
+
+    def _note_spent(self) -> None:
+        if self.ranks.first and self._began is not None:
+            files.write_text(self.folder / "seconds", f"{self.before + time.monotonic() - self._began:.3f}")
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if self.ranks.first:
+            with contextlib.suppress(OSError):  # why the stage ends is told already
+                self._note_spent()
             self._lock.release()
 
     def _signal(self, number: int, _frame: FrameType | None) -> None:
@@ -158,12 +175,13 @@ class Work:
 
     def _adopt(self) -> None:
         """Take over the newest work of the same settings and inputs that other source files have begun."""
-        if any(path.name not in ("lock", "settings") for path in self.folder.iterdir()):
+        if any(path.name not in ("lock", "settings", "seconds") for path in self.folder.iterdir()):
             return
         found = [p.parent for p in self.folder.parent.glob("*/settings")
                  if p.parent != self.folder and p.read_text() == self.settings]  # fmt: skip
         for folder in sorted(found, key=lambda f: f.stat().st_mtime, reverse=True):
-            with Work(folder.parent.name, folder.name):
+            with Work(folder.parent.name, folder.name) as other:
+                other._began = None
                 for path in folder.iterdir():
                     if path.name not in ("lock", "settings"):
                         os.replace(path, self.folder / path.name)
@@ -184,6 +202,7 @@ class Work:
             if current.with_suffix(suffix).exists():
                 os.replace(current.with_suffix(suffix), previous.with_suffix(suffix))
             os.replace((self.folder / "next").with_suffix(suffix), current.with_suffix(suffix))
+        self._note_spent()
         self._saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
@@ -253,6 +272,7 @@ class Work:
         """Delete the work, but for the file `keep`: its result is whole there or elsewhere."""
         if not self.ranks.first:
             return
+        self._began = None  # whoever does this work again begins at nothing
         for path in self.folder.iterdir():
             if path.name in ("lock", keep):
                 continue

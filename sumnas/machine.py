@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def cpu_model() -> str:
@@ -27,3 +29,16 @@ def commit(folder: Path = Path()) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip() or None
+
+
+def commit_of_code() -> str | None:
+    """Return the commit of this package's own checkout; None where it is none."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None  # installed: a repository further up would be another's
+    return commit(root)
+
+
+def spent(record: Mapping[str, Any]) -> float:
+    """Return the seconds that a result took by its run.json, those of calls that were stopped before included."""
+    return float(record["seconds"]) + float(record.get("seconds_before", 0.0))  # older files do not have the latter

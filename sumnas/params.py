@@ -52,8 +52,8 @@ class RunSettings(BaseModel):
     keep_gb: float = Field(
         1.0,
         ge=0,
-        description="an image folder's split that is scored over and over is decoded once where it takes at most so "
-        "many GB of memory; no result depends on it",
+        description="an image folder's split that is scored over and over is kept decoded, from its second reading on, "
+        "where it takes at most so many GB of memory; no result depends on it",
     )
 
 

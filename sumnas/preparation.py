@@ -47,7 +47,8 @@ class DataSettings(BaseModel):
     resize: int | None = Field(
         None,
         ge=1,
-        description="pixels of the square images that are made, by averaging over areas; imagefolder: needed",
+        description="pixels of the square images that are made, by averaging over areas; imagefolder: needed, by "
+        "torchvision's resize and a crop",
     )
     limit: int | None = Field(
         None, ge=1, description="at most so many training images, equal shares of every class; other splits stay whole"

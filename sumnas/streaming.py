@@ -35,7 +35,7 @@ CHUNK = 64
 """Images that a worker decodes at a time where no batch size is given."""
 KEEP_BYTES = 10**9
 """Decoded images of a split that is read over and over, as in a search, are kept in memory up to this size, unless
-another is given."""
+another is given. What is read once alone, as after a training, takes none."""
 
 Key = tuple[int, int, int]
 """Number of an image, stream, and place in the stream."""
@@ -75,6 +75,7 @@ class ImageFiles:
         self.workers = min(workers, len(os.sched_getaffinity(0)))
         self.keep = keep
         self._kept: Tensor | None = None
+        self._read = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -93,10 +94,11 @@ class ImageFiles:
         return out
 
     def in_order(self, batch_size: int) -> Iterator[Tensor]:
-        """Yield the whole split in batches [n, size, size, 3] uint8; what fits is decoded once and kept."""
+        """Yield the whole split in batches [n, size, size, 3] uint8; what fits is kept when it is read again."""
         numbers = torch.arange(len(self))
-        if self._kept is None and len(self) * self.size**2 * 3 <= self.keep:
+        if self._kept is None and self._read and len(self) * self.size**2 * 3 <= self.keep:
             self._kept = self[numbers]
+        self._read = True
         if self._kept is not None:
             yield from torch.split(self._kept, batch_size)
         else:

@@ -109,6 +109,36 @@ def test_work_of_other_sources_is_taken_up_only_where_asked(capsys: pytest.Captu
         assert old.load() is None  # taken over: two that go on from it would both claim it
 
 
+def test_what_stopped_calls_have_spent_is_told_until_the_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("sumnas.checkpoint.time.monotonic", lambda: now[0])
+
+    def call(digest: str, seconds: float, **more: bool) -> Work:
+        with Work("stage", digest * 64, settings="s", **more) as work:
+            now[0] += seconds
+        return work
+
+    assert call("a", 5).before == 0 and call("a", 2.5).before == 5
+    with pytest.raises(RuntimeError), Work("stage", "a" * 64) as work:
+        assert work.before == 7.5
+        now[0] += 1
+        work.save({"x": 1})
+        noted = (work.folder / "seconds").read_text()  # all that a kill leaves
+        now[0] += 3
+        raise RuntimeError
+    assert float(noted) == 8.5 and call("a", 0.5).before == 11.5
+    # Other sources that go on from there go on counting, too; nothing stays behind.
+    assert call("b", 1).before == 0  # without being asked to: nothing of the other's, and its own second
+    assert call("b", 1, accept_code_change=True).before == 12
+    assert call("a", 0).before == 0
+    with Work("stage", "b" * 64) as work:
+        assert work.before == 13
+        work.clear()
+    assert call("b", 0).before == 0
+    (work.folder / "seconds").write_text("half a numb")
+    assert call("b", 1).before == 0
+
+
 def test_a_signal_outside_of_work_stops_at_once_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stop, exit_code(lambda _: None), replacing(tmp_path / "result.json") as part:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from sumnas import files, seeding
 from sumnas.cli import main
 from sumnas.errors import UserError
-from sumnas.handover import bundle, card, mobilenet, nasbench201, retrained
+from sumnas.handover import bundle, mobilenet, nasbench201, retrained
+from sumnas.machine import commit_of_code
 from sumnas.spaces.base import Architecture, Space
 from tests import cells, chains
 
@@ -215,11 +216,33 @@ def test_the_card_says_where_it_comes_from(tmp_path: Path) -> None:
     assert rows["test accuracy"] == "61.25 %" and rows["validation accuracy"] == "no such split"
     assert rows["test accuracy, top-5"] == "93.50 %"
     assert rows["images"] == "1,200 train, 0 validation, 30 test" and rows["mean (of values 0 to 255)"] == "101.5"
-    assert rows["digest of the settings"] == "d1ge57" and rows["seed of the training"] == "3"
+    assert rows["digest of the training's settings"] == "d1ge57" and rows["seed of the training"] == "3"
     digest = hashlib.sha256((data / "manifest.json").read_bytes()).hexdigest()
-    assert rows["SHA-256 of the data's manifest.json"] == digest
-    assert rows["commit that wrote this folder"] == (card.commit() or "not known: no git checkout")
+    assert rows["SHA-256 of the data's manifest.json"].startswith(f"{digest}; that of the training is not known")
+    assert rows["commit that wrote this folder"] == (commit_of_code() or "not known: no git checkout")
+    noted = (rows["commit that trained it"], rows["digest of all of params.yaml"])
+    assert all(text.startswith("not noted") for text in noted)  # without a run.json
     assert float(rows["network.py"]) == 0 and float(rows["network.pt2"]) <= 1e-6
+
+
+def test_the_card_has_what_the_training_noted_and_other_data_is_refused(tmp_path: Path) -> None:
+    space, data = chains.space(), prepared(tmp_path / "data", chains.space())
+    several(tmp_path / "run", space, {CHAIN: [None, 0.5]})
+    digest = hashlib.sha256((data / "manifest.json").read_bytes()).hexdigest()
+    metrics = files.read_json(tmp_path / "run/metrics.json")
+    files.write_json(tmp_path / "run/metrics.json", {**metrics, "data_digest": digest, "cost": "macs"})
+    files.write_json(tmp_path / "run/run.json", {"commit": "c0ffee-dirty", "params_digest": "a11"})
+    export(tmp_path / "run", "-o", tmp_path / "out", "--prepared", data, "--no-onnx")
+    text = (tmp_path / "out/MODEL_CARD.md").read_text(encoding="utf-8")
+    rows = dict(line[2:-2].split(" | ", 1) for line in text.splitlines() if line.startswith("| "))
+    assert rows["commit that trained it"] == "c0ffee-dirty" and rows["digest of all of params.yaml"] == "a11"
+    assert rows["SHA-256 of the data's manifest.json"] == digest
+    assert rows["found under limits of macs"] == "unlimited, 0.5M"
+    # Prepared again with another mean: every comparison of logits would still hold.
+    other = json.loads((data / "manifest.json").read_text())
+    (data / "manifest.json").write_text(json.dumps({**other, "mean": [3.0] * len(other["mean"])}))
+    said = complaint(tmp_path / "run", "-o", tmp_path / "again", "--prepared", data, "--no-onnx")
+    assert "not the data that the network was trained on" in said and not (tmp_path / "again").exists()
 
 
 def test_one_of_several_is_named_by_its_limit_or_string(tmp_path: Path) -> None:

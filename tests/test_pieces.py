@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,47 @@ def test_an_older_file_of_times_goes_on_with_more_columns(plan: Plan, tmp_path: 
     pieces.references(plan, tmp_path / "work", 1e6, only=0)
     rows = pieces.read(plan.times, pieces.TIMES)
     assert (rows[0]["seconds"], rows[0]["cpu"], len(rows)) == ("1.5", "", 4) and rows[1]["cpu"]
+    # Another number of architectures, or another place of the images, changes no row; another recipe does.
+    assert [row["settings"] for row in rows] == ["", *[plan.digest()] * 3]
+    preset = plan.root / "presets/mobilenet-cpu.yaml"
+    text = preset.read_text(encoding="utf-8")
+    files.write_text(preset, text.replace("architectures: 3", "architectures: 2").replace("path: pictures", "path: x"))
+    pieces.references(plan, tmp_path / "work", -1)
+    files.write_text(preset, text.replace("epochs: 6", "epochs: 7"))
+    with pytest.raises(UserError, match=r"references.csv: has accuracies of other data.* and references_seconds.csv"):
+        pieces.references(plan, tmp_path / "work", 1e6)
+
+
+def test_a_stage_that_fails_has_said_why(plan: Plan, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    nowhere = dataclasses.replace(plan, images=tmp_path / "nowhere")
+    with pytest.raises(SystemExit) as ended:
+        mobilenet_cpu.train(nowhere, "fairnas-0", tmp_path / "work")
+    assert ended.value.code == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"prepare_data: error: {tmp_path / 'nowhere'}: ")
+
+
+def test_a_stage_is_run_again_only_where_its_blocks_or_what_comes_before_changed(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(pieces, "call", lambda _folder, _text, _name, *stages: ran.extend(stages))
+    folder, text = pieces.project(plan, tmp_path / "work")
+    stages = ("describe_method", "train_supernet", "search")
+
+    def again(run: str = "fairnas-0", **changes: dict[str, Any]) -> list[str]:
+        ran.clear()
+        changed = text | {block: text[block] | change for block, change in changes.items()}
+        pieces.call_once(folder, changed, run, [], *stages)
+        return list(ran)
+
+    assert again() == list(stages) and again() == []
+    assert again(retrain={"seed": 1}) == []
+    assert again(search={"generations": 7}) == ["search"] and again() == ["search"]
+    assert again(supernet={"epochs": 7}) == ["train_supernet", "search"]
+    other = text["methods"]["sumnas-k2"] | {"inner_learning_rate": 0.1}
+    again()
+    assert again(methods={"sumnas-k2": other}) == [] and again("sumnas-k2-0") == list(stages)
 
 
 def test_all_pieces_to_the_end_and_the_report_of_them(

@@ -27,9 +27,12 @@ from sumnas.data import Batches, Prepared, Streamed, check_fits, in_batches, loa
 from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
 from sumnas.evaluation import calibration_batches, evaluate
+from sumnas.params import Params
 from sumnas.preparation import DataSettings, prepare
 from sumnas.spaces import nasbench201
 from sumnas.training import Heldout
+from workflow.stage import Job
+from workflow.stages import STAGES
 
 # A loader that ends by an error closes its queues while torch's own feeding thread may still be writing to one.
 pytestmark = pytest.mark.filterwarnings(
@@ -38,6 +41,9 @@ pytestmark = pytest.mark.filterwarnings(
 
 SIZE = 8
 RANDOM = Augmentation(flip=True, resized_crop=0.3)
+SPACE = nasbench201.Settings(
+    name="nasbench201", channels=2, cells=1, image_size=SIZE, image_channels=3, classes=3, affine=True
+)
 
 
 def made(root: Path, target: Path, **changes: Any) -> Path:
@@ -82,9 +88,7 @@ def test_images_are_centre_crops(image_folder: Path, tmp_path: Path, crop: float
         )
         for number, path in enumerate(images.paths):
             assert np.array_equal(found[number].numpy(), by_hand(image_folder / os.fsdecode(path), crop)), path
-    check_fits(data, nasbench201.build(nasbench201.Settings(
-        name="nasbench201", channels=2, cells=1, image_size=SIZE, image_channels=3, classes=3, affine=True
-    )))  # fmt: skip
+    check_fits(data, nasbench201.build(SPACE))
 
 
 def epoch(data: Prepared, number: int, start: int = 0, augmentation: Augmentation | None = RANDOM) -> list[Any]:
@@ -272,14 +276,29 @@ def test_scores_of_a_streamed_split_are_those_of_a_whole_one(
     split = data.split("test")
     assert isinstance(split, Streamed)
     whole = data.normalise(every_image(data.images["test"])), data.labels["test"]
+    decoded: list[int] = []
+    decode = streaming.ImageFiles.decode
+    monkeypatch.setattr(streaming.ImageFiles, "decode", lambda self, n: (decoded.append(n), decode(self, n))[1])
     assert [len(y) for _, y in in_batches(split, 5)] == [5, 4]
     for batch_size in (4, 100):
         assert evaluate(network, split, batch_size) == evaluate(network, whole, batch_size)
-    decoded: list[int] = []
-    monkeypatch.setattr(streaming.ImageFiles, "decode", lambda _self, n: decoded.append(n))
-    if keep:  # a split that is scored over and over is decoded once
-        evaluate(network, split, 4)
-        assert not decoded
+    # Scored once it takes no memory; one that is scored again is decoded once more, and kept where it may be.
+    assert len(decoded) == 9 * (2 if keep else 3)
+
+
+def test_a_job_of_fewer_processors_than_workers_says_so(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/prepared").symlink_to(prepared)
+    space = nasbench201.build(SPACE)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    for workers, said in ((3, ""), (16, "run.workers is 16, but this job has 3 processors: so many decode pictures")):
+        job = Job(STAGES["rank"], Params({"device": "cpu"}), {}, workers=workers)
+        found = job.data(space).images["test"]
+        assert isinstance(found, streaming.ImageFiles) and found.workers == 3
+        assert capsys.readouterr().err.strip().endswith(said) and bool(said) == (workers > 3)
 
 
 def test_calibration_images_are_streamed(prepared: Path) -> None:

@@ -6,13 +6,14 @@ benchmarks/cifar10_cpu.py and benchmarks/mobilenet_cpu.py are such runs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import yaml
 
 from sumnas import data, files, params, preparation
 from sumnas.benchmark import pool, table
+from sumnas.errors import UserError
 from sumnas.machine import cpu_model
 from sumnas.params import Params
 from sumnas.preparation import DataSettings
@@ -31,8 +33,17 @@ from workflow import sources
 from workflow.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMES = ("architecture", "seed", "seconds", "processor_seconds", "cpu", "python", "torch")
-"""Of references_seconds.csv. Empty where a row is older than the column."""
+TIMES = ("architecture", "seed", "seconds", "processor_seconds", "cpu", "python", "torch", "settings")
+"""Of references_seconds.csv. Empty where a row is older than the column; the last is a digest."""
+
+
+@contextlib.contextmanager
+def told(command: str) -> Iterator[None]:
+    """End the command with a line where what it was asked for cannot be done."""
+    try:
+        yield
+    except UserError as error:
+        raise SystemExit(f"{command}: error: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,12 @@ class Plan:
         """Return the preset's settings."""
         return params.load(self.root / f"presets/{self.preset}.yaml")
 
+    def digest(self) -> str:
+        """Return a digest of what the accuracy of a reference depends on, beside its architecture and seed."""
+        text = self.text()
+        data = {key: value for key, value in text["data"].items() if key != "path"}
+        return files.digest([data, text["space"], text["benchmark"]["pool"]["recipe"]])[:16]
+
     def prepared(self, work: Path) -> data.Prepared:
         """Load the images, prepared in a folder that belongs to these settings of theirs alone."""
         settings = DataSettings.model_validate(self.text()["data"])
@@ -94,12 +111,18 @@ def references(plan: Plan, work: Path, seconds: float, only: int | None = None) 
     """Train what is missing of the pool, one network at a time; return how many are missing still.
 
     None is begun once the `seconds` are over. `only` one of the seeds, so that two processes can share the work.
+    UserError where there are rows of other data, another space or recipe.
     """
     import torch
 
     settings = plan.settings()
     torch.set_num_threads(settings.run.threads)
-    space, wanted = base.build(settings.space), settings.benchmark.pool
+    space, wanted, digest = base.build(settings.space), settings.benchmark.pool, plan.digest()
+    if {row.get("settings") or digest for row in read(plan.times, TIMES[:3])} - {digest}:
+        raise UserError(
+            f"{plan.rows}: has accuracies of other data, another space or recipe than presets/{plan.preset}.yaml; "
+            f"put the preset back, or delete that file and {plan.times.name}"
+        )
     deadline = time.monotonic() + seconds
     todo = [(a, s) for s in wanted.seeds if only in (None, s) for a in pool.draw(space, wanted)]
     images: data.Prepared | None = None
@@ -115,7 +138,7 @@ def references(plan: Plan, work: Path, seconds: float, only: int | None = None) 
         (row,) = pool.train_share(space, [architecture], images, wanted.model_copy(update={"seeds": [seed]}))
         took = {
             **key, "seconds": round(time.monotonic() - began, 1),
-            "processor_seconds": round(time.process_time() - used, 1), **_versions(),
+            "processor_seconds": round(time.process_time() - used, 1), **_versions(), "settings": digest,
         }  # fmt: skip
         with filelock.FileLock(work / "lock"):  # another process may have added rows meanwhile
             files.write_csv(plan.rows, pool.COLUMNS, [*read(plan.rows, pool.COLUMNS), row])
@@ -164,36 +187,46 @@ def project(plan: Plan, work: Path, preset: str | None = None) -> tuple[Path, di
 
 
 def call(folder: Path, text: Mapping[str, Any], name: str, *stages: str) -> None:
-    """Run stages for one run in the folder, with these settings."""
+    """Run stages for one run in the folder, with these settings. SystemExit where one fails: it has said why."""
     files.write_text(folder / "params.yaml", yaml.safe_dump(dict(text), sort_keys=False))
     for stage in stages:
         per = STAGES[stage].per
         arguments = ("--run", name) if "seed" in per else ()
         if stage == "describe_method":
             arguments = ("--method", name.rpartition("-")[0])
-        subprocess.run([sys.executable, "-m", f"workflow.{stage}", *arguments], cwd=folder, check=True,
-                       env={**os.environ, "PYTHONPATH": str(folder), "SUMNAS_TRACKING": "off"})  # fmt: skip
+        ended = subprocess.run([sys.executable, "-m", f"workflow.{stage}", *arguments], cwd=folder,
+                               env={**os.environ, "PYTHONPATH": str(folder), "SUMNAS_TRACKING": "off"})  # fmt: skip
+        if (code := ended.returncode) != 0:
+            raise SystemExit(code if code > 0 else 128 - code)  # of a signal: as a shell has it
 
 
 def call_once(
     folder: Path, text: Mapping[str, Any], name: str, inputs: Sequence[Path], *stages: str, after: str = ""
 ) -> str:
-    """Run stages as `call` does, but for those that were done there with the same settings, sources and `inputs`.
+    """Run stages as `call` does, but for those that were done there with the same blocks, sources and `inputs`.
 
     What a stage of the list reads of an earlier one has not changed where that was not run again. Returns the key of
     all that was done: give it as `after` to a later call whose stages read of these.
     """
-    key = files.digest([dict(text), name, after, *(files.sha256(path) for path in inputs)])
+    method = name.rpartition("-")[0]
+    key = files.digest([name, after, *(files.sha256(path) for path in inputs)])
     for stage in stages:
         code = sources.of_stage(stage, text["space"]["name"])
         if stage == "train_supernet":
-            code.append(f"sumnas/methods/{text['methods'][name.rpartition('-')[0]]['strategy']}.py")
-        key = files.digest([key, stage, *(files.sha256(folder / path) for path in code)])
+            code.append(f"sumnas/methods/{text['methods'][method]['strategy']}.py")
+        blocks = [_block(text, block.format(method=method)) for block in STAGES[stage].blocks]
+        key = files.digest([key, stage, blocks, *(files.sha256(folder / path) for path in code)])
         mark = folder / "done" / f"{stage}-{name}"
         if not mark.exists() or mark.read_text(encoding="utf-8") != key:
             call(folder, text, name, stage)
             files.write_text(mark, key)
     return key
+
+
+def _block(text: Mapping[str, Any], dotted: str) -> Any:
+    """Return what a preset says of a block or of a key in it; None where that is left to its default."""
+    head, _, tail = dotted.partition(".")
+    return text.get(head) if not tail else (text.get(head) or {}).get(tail)
 
 
 def keep(results: Path, target: Path, templates: Sequence[str], name: str) -> None:

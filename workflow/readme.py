@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sumnas import files
-from sumnas.machine import cpu_model
+from sumnas.machine import cpu_model, spent
 from workflow.stage import PARAMS
 from workflow.stages import STAGES, SUMMARY, SUMMARY_FIGURE, SUMMARY_TABLE, TABLE
 
@@ -112,13 +112,13 @@ def facts() -> dict[str, Any]:
         name: [run for run in runs if run["stage"] == name] for name in STAGES if any(r["stage"] == name for r in runs)
     }
     return {
-        "seconds": round(sum(run["seconds"] for run in runs), 1),
+        "seconds": round(sum(map(spent, runs)), 1),
         "peak_memory_mb": max(run["peak_memory_mb"] for run in runs),
         "stages": len(runs),
         "by_stage": {
             name: {
                 "jobs": len(of),
-                "seconds": round(sum(run["seconds"] for run in of), 1),
+                "seconds": round(sum(map(spent, of)), 1),
                 "peak_memory_mb": max(run["peak_memory_mb"] for run in of),
             }
             for name, of in stages.items()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sumnas import files
 from sumnas.data import Prepared
+from sumnas.manifest import NAME
 from sumnas.progress import Progress, say
 from sumnas.retraining import train_network
 from sumnas.spaces.base import Space
@@ -29,6 +30,7 @@ def main(job: Job) -> str:
         "enabled": settings.enabled,
         "cost": found["cost"],
         "settings_digest": job.params.digest(),
+        "data_digest": files.sha256(job.path(PREPARED) / NAME),
         "networks": [],
     }
     weights: dict[str, Any] = {}
@@ -58,8 +60,7 @@ def train_once(job: Job, space: Space, prepared: Prepared, text: str) -> tuple[d
     Returns its weights, and its figures; of several processes the first alone has them.
     """
     settings = job.params.retrain
-    manifest = job.path(PREPARED) / "manifest.json"
-    with job.work(text, inputs=(manifest,), wait=True) as work:
+    with job.work(text, inputs=(job.path(PREPARED) / NAME,), wait=True) as work:
         kept: Path = work.folder / "network.safetensors"
         if not job.ranks.from_first(kept.exists()):
             bar = Progress(f"retrain {text}", settings.recipe.epochs)

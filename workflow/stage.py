@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sumnas import distributed, files
+from sumnas import distributed, files, machine
 from sumnas.distributed import ALONE, Ranks
 from sumnas.errors import UserError
 from sumnas.tracking import Tracker
@@ -51,6 +51,8 @@ class Job:
     """What a stage adds to its run.json: what it chose because of the machine."""
     keep: int = 0
     """run.keep_gb, in bytes: the same holds."""
+    seconds_before: float = 0.0
+    """What earlier calls, which were stopped, have put into this one's work."""
     ranks: Ranks = ALONE
     """The processes that share this call. The first alone writes, reports, saves and tracks."""
 
@@ -93,10 +95,13 @@ class Job:
 
     def data(self, space: Space) -> Prepared:
         """Load the prepared data and check that it fits the space."""
-        from sumnas import data
+        from sumnas import data, progress
 
         prepared = data.load(self.path(STAGES["prepare_data"].outputs[0]), self.device, self.workers, self.keep)
         data.check_fits(prepared, space)
+        streamed, cpus = isinstance(prepared.split("train"), data.Streamed), len(os.sched_getaffinity(0))
+        if streamed and self.workers > cpus and self.ranks.first:
+            progress.say(f"run.workers is {self.workers}, but this job has {cpus} processors: so many decode pictures")
         return prepared
 
     @contextlib.contextmanager
@@ -128,6 +133,7 @@ class Job:
             accept_code_change=self.accept_code_change,
             ranks=self.ranks,
         ) as work:
+            self.seconds_before += work.before
             if not self.tracker.begun:  # a stage with several pieces of work has one log
                 self.tracker.resume(work.folder)
             yield work
@@ -166,6 +172,14 @@ def reporting(name: str, rank: int = 0) -> Iterator[None]:
             raise
         say(f"{name}: error: {error.filename or 'a file'}: {error.strerror}; free or change it and run this again")
         raise SystemExit(1) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU; torch may not be imported here
+            raise
+        say(
+            f"{name}: error: the GPU's memory is used up ({str(error).splitlines()[0]}); end what else runs on it, or "
+            "lower the batch sizes in params.yaml"
+        )
+        raise SystemExit(1) from None
 
 
 def execute(
@@ -192,7 +206,7 @@ def execute(
                 return
             with tracked.run(job):
                 closing = main(job)
-                _write_run_file(job, started)
+                write_run_file(job, job.beside("run.json"), started)
                 tracked.note(job, closing)
     label = " ".join([name, *(v for k, v in job.names.items() if k in ("run", "shard"))])
     say(f"{label}: {closing} ({time.time() - started:.1f} s)")
@@ -249,20 +263,26 @@ def make_job(stage: Stage, arguments: argparse.Namespace) -> Job:
     return Job(stage, chosen, names, accept, digest, workers=run.workers, keep=keep)
 
 
-def _write_run_file(job: Job, started: float) -> None:
-    """Write what varies from run to run beside the result."""
+def write_run_file(job: Job, path: Path, started: float, module: str | None = None) -> None:
+    """Write what varies from run to run beside the result: `seconds` of this call, and of stopped ones before it.
+
+    `module` is what was called where that was not the stage.
+    """
     torch: Any = sys.modules.get("torch")
     files.write_json(
-        job.beside("run.json"),
+        path,
         {
             "stage": job.stage.name,
-            "command": " ".join([f"python -m workflow.{job.stage.name}", *sys.argv[1:]]),
+            "command": " ".join([f"python -m workflow.{module or job.stage.name}", *sys.argv[1:]]),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(time.time() - started, 3),
+            "seconds_before": round(job.seconds_before, 3),
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "host": platform.node(),
             "machine": platform.machine(),
             "cpus": os.cpu_count(),
+            "commit": machine.commit_of_code(),
+            "params_digest": job.params_digest,
             "python": platform.python_version(),
             "torch": getattr(torch, "__version__", None),
             "slurm_job": os.environ.get("SLURM_JOB_ID"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sumnas import files
 from sumnas.errors import UserError
-from sumnas.machine import commit
+from sumnas.machine import commit, spent
 from sumnas.shown import BASELINES, interval, limit_name, number, row
 from sumnas.tracking import Tracker
 from sumnas.tracking.send import ITSELF, NOTE
@@ -161,7 +161,7 @@ def figures(job: Job) -> dict[str, float]:
                     for limit in _limits(entry):
                         found |= _numbers(entry, f"/{limit_name(limit, result['cost'])}")
     cost = files.read_json(job.beside("run.json"))
-    return found | {key: cost[key] for key in ("seconds", "peak_memory_mb")}
+    return found | {"seconds": spent(cost), "peak_memory_mb": cost["peak_memory_mb"]}
 
 
 def _numbers(entry: Mapping[str, Any], suffix: str = "") -> dict[str, float]:

@@ -7,18 +7,20 @@ from its checkpoint. The data must have been prepared (`python -m workflow.prepa
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 from sumnas import distributed, files
 from sumnas.errors import UserError
+from sumnas.manifest import NAME
 from sumnas.progress import say
 from workflow import engine, launch, retrain
-from workflow.stage import Job, make_job, reporting
-from workflow.stages import STAGES
+from workflow.stage import Job, make_job, reporting, write_run_file
+from workflow.stages import PREPARED, STAGES
 
 
 def main() -> None:
-    """Write weights.safetensors and metrics.json into the output folder."""
+    """Write weights.safetensors, metrics.json and run.json into the output folder."""
     parser = argparse.ArgumentParser(prog="python -m workflow.train_one", description=__doc__)
     parser.add_argument("architecture", help="its string, such as '|nor_conv_3x3~0|+|none~0|skip_connect~1|+|...|'")
     parser.add_argument("--output", type=Path, default=Path("results/one"), help="folder (default: %(default)s)")
@@ -37,6 +39,7 @@ def main() -> None:
 
 def train(job: Job, architecture: str, output: Path) -> str:
     """Train it and write the files; return what to say."""
+    started = time.time()
     space = job.space()
     try:
         text = space.encode(space.decode(architecture))
@@ -47,7 +50,9 @@ def train(job: Job, architecture: str, output: Path) -> str:
         return ""
     about = {"space": job.params.space.model_dump(mode="json"), "architecture": text}
     files.write_tensors(output / "weights.safetensors", tensors, about)
-    files.write_json(output / "metrics.json", {**entry, "settings_digest": job.params.digest()})
+    digests = {"settings_digest": job.params.digest(), "data_digest": files.sha256(job.path(PREPARED) / NAME)}
+    files.write_json(output / "metrics.json", {**entry, **digests})
+    write_run_file(job, output / "run.json", started, "train_one")
     return f"test accuracy {entry['test_accuracy']:.2f} % -> {output}"
 
 

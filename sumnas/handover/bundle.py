@@ -63,7 +63,8 @@ TAIL = '''
 
 def normalise(images):
     """[N, H, W, C] uint8 -> [N, C, H, W] float32, as the network was trained."""
-    return ((images.float() - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
+    images = (images.float() - torch.tensor(MEAN, device=images.device)) / torch.tensor(STD, device=images.device)
+    return images.permute(0, 3, 1, 2)
 
 
 def load(path="weights.pt"):
@@ -231,6 +232,12 @@ def _check_fits(found: Retrained, manifest: Manifest, prepared: Path) -> None:
                 f"{prepared / NAME}: the data has {key} {value}, the network {getattr(settings, key)}; name the "
                 "prepared data that it was trained on with --prepared"
             )
+    # Another mean and deviation would be handed over with the network, and no comparison of logits would tell.
+    if found.data_digest not in (None, files.sha256(prepared / NAME)):
+        raise UserError(
+            f"{prepared / NAME}: not the data that the network was trained on, which was prepared with other settings "
+            "or from other files; name that folder with --prepared, or prepare it again as it was (block data)"
+        )
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ import torch
 from sumnas import machine
 from sumnas.handover.retrained import Retrained
 from sumnas.manifest import SPLITS, Manifest
+from sumnas.shown import limit_name, measured
 
 NAME = "MODEL_CARD.md"
 """The card's file name."""
@@ -29,7 +29,7 @@ def text(
 ) -> str:
     """Return the card. `differences` has each form's largest difference of logits, `parameters` counts network.py's."""
     settings, entry = found.space.settings, found.entry
-    limits = ", ".join("none" if limit is None else f"{limit:g}" for limit in entry.get("limits", []))
+    limits = ", ".join(limit_name(limit, found.cost) for limit in entry.get("limits", []))
     size = settings.image_size
     counts = sorted(manifest.counts.items(), key=lambda item: SPLITS.index(item[0]))
     facts: list[tuple[str, Any]] = [
@@ -41,7 +41,7 @@ def text(
         ("test accuracy", f"{entry['test_accuracy']:.2f} %"),
         *([("test accuracy, top-5", _percent(entry["test_top5"]))] if entry.get("test_top5") is not None else []),
         ("validation accuracy", _percent(entry["validation_accuracy"])),
-        *([("found under limits", limits)] if limits else []),
+        *([(f"found under limits of {measured(found.cost) or found.cost}", limits)] if limits else []),
     ]
     data = [
         ("source", _cell(manifest.source)),
@@ -52,9 +52,11 @@ def text(
         ("std", ", ".join(map(str, manifest.std))),
     ]
     origin = [
-        ("commit that wrote this folder", commit() or "not known: no git checkout"),
-        ("digest of the settings", found.digest),
-        ("SHA-256 of the data's manifest.json", data_digest),
+        ("commit that trained it", found.made.get("commit") or "not noted: no git checkout, or run.json is gone"),
+        ("commit that wrote this folder", machine.commit_of_code() or "not known: no git checkout"),
+        ("digest of the training's settings", found.digest),
+        ("digest of all of params.yaml", found.made.get("params_digest") or "not noted: run.json is gone"),
+        ("SHA-256 of the data's manifest.json", data_digest + _checked(found)),
         ("seed of the training", entry["seed"]),
         ("written with", f"torch {torch.__version__}, Python {platform.python_version()}"),
     ]
@@ -67,7 +69,6 @@ def text(
         "Normalise as `(x - mean) / std` per channel, x from 0 to 255; `normalise` in network.py takes `[N, H, W, C]` "
         "bytes and gives the input above.", "",
         "## Provenance", "", *_table("what", "value", origin),
-        "Commit and manifest are those found when the folder was written; the digest was noted by the training.", "",
         "## Checks", "",
         f"Each form ran the same random batches of up to {batch} images as the original network; the largest "
         "absolute difference of logits:", "",
@@ -78,12 +79,8 @@ def text(
     ])  # fmt: skip
 
 
-def commit() -> str | None:
-    """Return the commit of this code, with `-dirty` where tracked files differ; None where it is no checkout."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None  # installed: a repository further up would be another's
-    return machine.commit(root)
+def _checked(found: Retrained) -> str:
+    return "" if found.data_digest else "; that of the training is not known, since its result is older than the note"
 
 
 def _table(first: str, second: str, rows: list[tuple[str, Any]]) -> list[str]:

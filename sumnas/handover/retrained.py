@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ class Retrained:
     """The `network` of an `architecture` of this `space`, in evaluation mode, on the CPU, and what the files say of it.
 
     `entry` has architecture, macs and params (millions), seed, test_accuracy and validation_accuracy (percent, the
-    latter None without such a split), test_top5 where it was measured, and limits where a search found it; `digest` is
-    that of the settings.
+    latter None without such a split), test_top5 where it was measured, and limits where a search found it; `cost` is
+    what these limit. `digest` is that of the stage's settings and `data_digest` the manifest's of the data that it was
+    trained on, None of a result that is older than the note. `made` is the training's run.json, empty where it is gone.
     """
 
     space: Space
@@ -29,6 +32,9 @@ class Retrained:
     network: nn.Module
     entry: dict[str, Any]
     digest: str
+    data_digest: str | None = None
+    cost: str = "macs"
+    made: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load(folder: Path, which: str | None = None) -> Retrained:
@@ -51,13 +57,24 @@ def load(folder: Path, which: str | None = None) -> Retrained:
         network = space.network(architecture)
         network.load_state_dict(tensors)
         found = {key: entry[key] for key in ("macs", "params", "test_accuracy", "validation_accuracy", "seed")}
-        return Retrained(space, architecture, network.eval(), {**entry, **found}, metrics["settings_digest"])
+        return Retrained(
+            space, architecture, network.eval(), {**entry, **found}, metrics["settings_digest"],
+            metrics.get("data_digest"), metrics.get("cost", "macs"), _made(folder),
+        )  # fmt: skip
     except (AttributeError, KeyError, TypeError, ValueError, ValidationError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path}: not the network that metrics.json beside it tells of ({reason}); name a folder that retrain or "
             "train_one wrote, such as results/retrain/sumnas-k2-0"
         ) from None
+
+
+def _made(folder: Path) -> dict[str, Any]:
+    """Return what the training noted of its circumstances. No result depends on that file, so it may be gone."""
+    with contextlib.suppress(UserError):
+        if isinstance(noted := files.read_json(folder / "run.json"), dict):
+            return noted
+    return {}
 
 
 def _chosen(folder: Path, entries: list[dict[str, Any]], which: str | None) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from workflow import engine
+from workflow import engine, stage
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = sys.executable
@@ -152,6 +153,16 @@ def test_meets_a_message_that_mends_it(name: str, project: Path, tmp_path: Path)
     assert len([line for line in said.splitlines() if line.strip()]) <= 4 or "snakemake" in command or "make" in command
     left = [path for place in ("results", "data/prepared") for path in (folder / place).rglob("*") if path.is_file()]
     assert all(path.name.endswith("log.jsonl") for path in left)  # how the stage ended, for MLflow
+
+
+def test_a_full_gpu_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, stage.reporting("rank"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has\nmuch to say")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1 and line.startswith("rank: error: the GPU's memory is used up (CUDA out of memory.")
+    assert "lower the batch sizes in params.yaml" in line
+    with pytest.raises(RuntimeError, match="another"), stage.reporting("rank"):
+        raise RuntimeError("another fault is no mistake of the user's")
 
 
 def test_results_of_the_other_engine_are_noticed(tmp_path: Path) -> None:
