@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 
 class Arithmetic(BaseModel):
-    """Block `arithmetic` of `supernet` and of a recipe. Scores and statistics are always computed in float32."""
+    """Block `arithmetic` of `supernet` and of a recipe. Scores and statistics are always computed in float32.
+
+    That is torch's float32: on GPUs from Ampere on its convolutions run in TF32 (torch.backends.cudnn.allow_tf32).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -102,13 +102,14 @@ class _Normalised(torch.autograd.Function):
         x, weight, mean, variance = context.saved_tensors
         scale = torch.ones_like(mean) if weight is None else weight
         through, by_weight, by_bias = grad, torch.zeros_like(scale), torch.zeros_like(scale)
+        inverse = (variance + context.eps).rsqrt()
         if x.numel():
+            # GPUs take mean and inverse where a batch's own are kept, whatever the mode; CPUs take those before.
             through, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-                grad, x, scale, mean, variance, None, None, False, context.eps, [True, True, True]
+                grad, x, scale, mean, variance, mean, inverse, False, context.eps, [True, True, True]
             )
         sums = torch.stack((by_weight, by_bias)).to(mean.dtype)
         context.ranks.add([sums])
-        inverse = (variance + context.eps).rsqrt()
         sums = sums / context.count.to(mean.dtype)
         slope = -scale * inverse.square() * sums[0]
         level = -scale * inverse * sums[1] - slope * mean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from sumnas import training
 from sumnas.distributed import Ranks
 from sumnas.errors import UserError
-from sumnas.lockstep.capture import distance
+from sumnas.lockstep.capture import Captured, CaptureError, distance
 from sumnas.methods import base, fairnas, sumnas
 from sumnas.methods.base import Method
 from tests import trainings
@@ -128,7 +129,7 @@ def test_a_graph_that_cannot_be_leaves_the_training_as_path_by_path(
     assert said == f"supernet.engine: auto goes path by path, not in lockstep: {FAULTS[fault]}\n"
 
 
-@pytest.mark.parametrize("fault", [out_of_memory, stale], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
 def test_where_lockstep_is_named_it_is_an_error(
     fault: Any, gpu: list[ReplayedGraph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +139,36 @@ def test_where_lockstep_is_named_it_is_an_error(
     with pytest.raises(UserError, match=f"^supernet.engine = 'lockstep': {re.escape(FAULTS[fault])}; set .*sequential"):
         steps(method)
     assert_same_bytes(method.supernet, before)
+
+
+def test_large_losses_hide_no_other_result(gpu: list[ReplayedGraph], monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = Captured(lambda x: [x * 100, x * 0.01, x * 0.02], torch.device("cpu"))
+    captured.graphs = True
+    monkeypatch.setattr(ReplayedGraph, "replay", lambda self: self.captured._outputs[2].zero_())
+    with pytest.raises(CaptureError, match="off by 100%"):
+        captured.prepare(torch.ones(3))
+
+
+def test_a_broken_capture_tells_of_what_broke_it(gpu: list[ReplayedGraph], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch has it: after a failure inside, to end the capture fails as well."""
+
+    class Broken(contextlib.AbstractContextManager[None]):
+        def __exit__(self, *_: object) -> None:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    calls: list[int] = []
+
+    def function(x: Tensor) -> list[Tensor]:
+        calls.append(1)
+        if len(calls) > 3:
+            raise RuntimeError("CUDA error: not permitted when stream is capturing")
+        return [x]
+
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: Broken())
+    captured = Captured(function, torch.device("cpu"))
+    captured.graphs = True
+    with pytest.raises(CaptureError, match="^CUDA error: not permitted when stream is capturing$"):
+        captured.prepare(torch.ones(3))
 
 
 def test_how_far_a_graph_may_be() -> None:

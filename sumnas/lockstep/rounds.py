@@ -10,7 +10,6 @@ as [m, N, H, W, C], so that every slice is channels_last.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -76,7 +75,7 @@ class FairRound:
         """Run the shared module called `name` on what all paths read alike: [N, ...] -> [m, N, ...]."""
         module, own = self._module(name)
         if self.versions:
-            return channels_last(torch.func.vmap(_call(module, images.device.type), in_dims=(0, None))(own, images))
+            return channels_last(torch.func.vmap(function(module, images.device.type), in_dims=(0, None))(own, images))
         out = module(images)
         return channels_last(out[None].expand(self.candidates, *out.shape))
 
@@ -84,7 +83,7 @@ class FairRound:
         """Run the shared module called `name` on every path: [m, N, ...] -> [m, N, ...]; it normalises per path."""
         module, own = self._module(name)
         return channels_last(
-            torch.func.vmap(_call(module, x.device.type), in_dims=(0 if self.versions else None, 0))(own, x)
+            torch.func.vmap(function(module, x.device.type), in_dims=(0 if self.versions else None, 0))(own, x)
         )
 
     def wiring(self, layers: Sequence[int], active: Sequence[int] | None = None) -> Wiring:
@@ -118,28 +117,35 @@ def channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) if x.dim() == 5 else x
 
 
-def _call(module: nn.Module, device: str) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
-    """Return the module as a function of its weights, for vmap."""
+def function(module: nn.Module, device: str) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+    """Return the module as a function of its weights or buffers and its input, for vmap."""
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def call(own: dict[str, Tensor], x: Tensor) -> Tensor:
-        with contextlib.nullcontext() if dtype is None else _Autocast(dtype):
+        with _UnderVmap(dtype):
             out: Tensor = torch.func.functional_call(module, own, (x,))
         return out
 
     return call
 
 
-class _Autocast(TorchFunctionMode):
-    """Casts what convolutions and linear layers get. Autocast itself does not see them under vmap."""
+class _UnderVmap(TorchFunctionMode):
+    """Does what torch itself leaves out under vmap.
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    Autocast does not see convolutions and linear layers there: with a `dtype` they get their inputs in it. And cuDNN's
+    batch normalisation asks how its input lies in memory, which vmap cannot tell of a channels_last one: on a GPU it
+    gets a contiguous one.
+    """
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.dtype = dtype
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (F.conv2d, F.linear):
+        if func in (F.conv2d, F.linear) and self.dtype is not None:
             args = [a.to(self.dtype) if isinstance(a, Tensor) else a for a in args]
+        elif func is F.batch_norm and args[0].is_cuda:
+            args = [args[0].contiguous(), *args[1:]]
         return func(*args, **(kwargs or {}))
 
 

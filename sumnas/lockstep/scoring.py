@@ -16,7 +16,7 @@ from sumnas.errors import UserError
 from sumnas.evaluation import Predictor, Score
 from sumnas.exhaustive import orbit
 from sumnas.lockstep.capture import Captured
-from sumnas.lockstep.rounds import FairRound, channels_last, indices
+from sumnas.lockstep.rounds import FairRound, channels_last, function, indices
 from sumnas.spaces.base import Architecture, Space, Supernet
 
 LEAST = 2
@@ -45,12 +45,7 @@ class TrackedRound(FairRound):
                 for key, buffer in module.named_buffers()
                 if buffer.is_floating_point()  # the counter of batches serves nothing
             }
-
-        def call(own: dict[str, Tensor], x: Tensor) -> Tensor:
-            out: Tensor = torch.func.functional_call(module, own, (x,))
-            return out
-
-        return channels_last(torch.func.vmap(call)(self.several[name], x))
+        return channels_last(torch.func.vmap(function(module, x.device.type))(self.several[name], x))
 
 
 class JointNetwork:
