@@ -61,6 +61,14 @@ def references(folder: Path, preset: Params) -> str:
     )
 
 
+def took(folder: Path, runs: Sequence[Run]) -> float:
+    """Return the hours of one core that all pieces took: of references the processor's, of the rest the clock's."""
+    seconds = [float(r["processor_seconds"]) for r in read(folder / "references_seconds.csv", TIMES[:7])]
+    parts = ("run.json", "search/run.json", "retrain/run.json")
+    paths = [folder / run.name / part for run in runs for part in parts]
+    return sum(seconds + [files.read_json(path)["seconds"] for path in paths if path.exists()]) / 3600
+
+
 def ranked(runs: Sequence[Run]) -> str:
     """Return the table of methods and trivial predictors."""
     lines = [row(HEADINGS), row(["---"] * len(HEADINGS))]
@@ -148,6 +156,11 @@ def block(root: Path) -> str:
     missing = [f"{m}-{seed}" for m in preset.methods for seed in preset.run.seeds]
     missing = [name for name in missing if name not in {run.name for run in runs}]
     again = [run.name for run in runs if not (folder / run.name / "retrain/run.json").exists()]
+    if not missing and not again:
+        text += (
+            f"All of it took {took(folder, runs):.1f} hours of one core, those of the references counted by the "
+            "processor, the rest by the clock. "
+        )
     text += f"Not run yet: {', '.join(missing)}. " if missing else ""
     text += f"Not retrained yet: {', '.join(again)}. " if again else ""
     return f"{text}Files: {RESULTS}; made by benchmarks/mobilenet_cpu.py and benchmarks/mobilenet_report.py.\n"

@@ -174,6 +174,11 @@ def test_all_pieces_to_the_end_and_the_report_of_them(
     assert f"Split-half tau {number(metrics['reliability_tau'])}; " in text
     mobilenet_report.figures(plan.root)
     assert (plan.folder / "cells.svg").read_text(encoding="utf-8").count("<!-- fairnas-0 -->") == 1
+    seconds = [float(r["processor_seconds"]) for r in pieces.read(plan.times, pieces.TIMES)]
+    for part in ("run.json", "search/run.json", "retrain/run.json"):
+        seconds.append(files.read_json(kept / part)["seconds"])
+    assert mobilenet_report.took(plan.folder, [Run(kept)]) == pytest.approx(sum(seconds) / 3600)
+    assert "All of it took" not in text  # sumnas-k2-0 is missing
     monkeypatch.setattr(pieces, "call", forbidden)
     mobilenet_cpu.run(plan, "fairnas-0", tmp_path / "other")
     mobilenet_cpu.retrain(plan, "fairnas-0", tmp_path / "other")
