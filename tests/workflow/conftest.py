@@ -18,7 +18,7 @@ import yaml
 from workflow.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT = 600
+TIMEOUT = 1800  # seconds: an engine beside much other work
 
 
 def tiny(params: dict[str, Any]) -> dict[str, Any]:
