@@ -89,12 +89,19 @@ def test_an_example_can_be_pasted_into_the_default_settings(name: str, tmp_path:
 def test_the_examples_for_slurm_name_real_stages() -> None:
     text = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
     profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text(encoding="utf-8"))
-    (lines,) = [
+    examples = [
         yaml.safe_load(b) for b in re.findall(r"^```yaml\n(.*?)^```$", text, re.M | re.S) if "set-resources:" in b
     ]
-    assert set(lines) <= set(profile) and set(lines["set-resources"]) == set(profile["set-resources"]) <= set(STAGES)
-    for wanted in lines["set-resources"].values():
-        assert set(wanted) <= {"gpu", *profile["default-resources"]}
+    assert len(examples) == 2
+    for lines in examples:
+        assert set(lines) - {"set-threads"} <= set(profile)
+        assert set(lines["set-resources"]) == set(profile["set-resources"]) <= set(STAGES)
+        for wanted in lines["set-resources"].values():
+            assert set(wanted) <= {"gpu", *profile["default-resources"]}
+    # For the preset whose pictures are decoded: where there is a GPU there are the processors of its workers, too.
+    preset = yaml.safe_load((ROOT / "presets/imagenet-mobilenet.yaml").read_text(encoding="utf-8"))
+    on_gpu = {stage for stage, wanted in lines["set-resources"].items() if wanted["gpu"]}
+    assert lines["set-threads"] == dict.fromkeys(on_gpu, preset["run"]["workers"])
 
 
 def test_the_pages_cost_of_tracking_is_the_measured_one() -> None:

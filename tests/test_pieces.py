@@ -112,29 +112,6 @@ def test_a_stage_that_fails_has_said_why(plan: Plan, tmp_path: Path, capfd: pyte
     assert line.startswith(f"prepare_data: error: {tmp_path / 'nowhere'}: ")
 
 
-def test_a_stage_is_run_again_only_where_its_blocks_or_what_comes_before_changed(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran: list[str] = []
-    monkeypatch.setattr(pieces, "call", lambda _folder, _text, _name, *stages: ran.extend(stages))
-    folder, text = pieces.project(plan, tmp_path / "work")
-    stages = ("describe_method", "train_supernet", "search")
-
-    def again(run: str = "fairnas-0", **changes: dict[str, Any]) -> list[str]:
-        ran.clear()
-        changed = text | {block: text[block] | change for block, change in changes.items()}
-        pieces.call_once(folder, changed, run, [], *stages)
-        return list(ran)
-
-    assert again() == list(stages) and again() == []
-    assert again(retrain={"seed": 1}) == []
-    assert again(search={"generations": 7}) == ["search"] and again() == ["search"]
-    assert again(supernet={"epochs": 7}) == ["train_supernet", "search"]
-    other = text["methods"]["sumnas-k2"] | {"inner_learning_rate": 0.1}
-    again()
-    assert again(methods={"sumnas-k2": other}) == [] and again("sumnas-k2-0") == list(stages)
-
-
 def test_all_pieces_to_the_end_and_the_report_of_them(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,8 +184,11 @@ def test_a_stage_is_run_once_for_the_same_settings_sources_and_inputs(
     assert again() == []
     files.write_text(plan.table, "another table")
     assert again() == list(stages)
-    text["search"]["seed"] = 5
-    assert again() == list(stages)
+    text["search"]["seed"] = 5  # no block of theirs
+    text["methods"]["sumnas-k2"]["inner_learning_rate"] = 0.1
+    assert again() == []
+    text["supernet"]["epochs"] = 7
+    assert again() == ["train_supernet", "rank"] and again() == []
     first = pieces.call_once(folder, text, "fairnas-0", [], "prepare_data")
     called.clear()
     assert pieces.call_once(folder, text, "fairnas-0", [], "rank", after=first) and called == ["rank"]
