@@ -96,6 +96,14 @@ def taus(metrics: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     return spread([entry["kendall_tau"] for entry in metrics]), interval(averaged(metrics), "kendall_tau")
 
 
+def by_chance(runs: Sequence[Run]) -> str:
+    """Say so where no run's ranking can be told from one by chance; nothing where one can, or has no interval."""
+    limits = [[run.metrics[f"kendall_tau_{end}"] for end in ("low", "high")] for run in runs]
+    if not all(low is not None and high is not None and low <= 0 <= high for low, high in limits):
+        return ""
+    return "No ranking here can be told from chance: every interval has 0 in it. "
+
+
 def difference(runs: Sequence[Run]) -> str:
     """Say by how much SUMNAS ranks better than FairNAS, with the paired interval, and what that means."""
     fair, meta = ([run for run in runs if run.method == method] for method in PAPER)
@@ -149,7 +157,8 @@ def block(root: Path) -> str:
         perfect = {f"_{end}": first[f"perfect_tau_{end}"] for end in ("low", "high")}
         text += (
             f"Split-half tau {number(first['reliability_tau'])}; a perfect predictor would reach tau "
-            f"{number(first['perfect_tau'])} {interval(perfect, '')}. Predicted on the {first['split']} split. Hours "
+            f"{number(first['perfect_tau'])} {interval(perfect, '')}. {by_chance(runs)}"
+            f"Predicted on the {first['split']} split. Hours "
             f"are wall time of one thread, beside other work, on {cost['cpu']}. Python {cost['python']}, torch "
             f"{cost['torch']}. "
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -215,6 +216,15 @@ def test_the_difference_of_taus_is_told_as_it_is() -> None:
     fair.predicted, meta.predicted = meta.predicted, fair.predicted
     assert "the opposite of the paper's order" in mobilenet_report.difference([fair, meta])
     assert mobilenet_report.difference([fair]) == ""
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [([(-0.6, 0.2), (-0.1, 0.0)], True), ([(-0.6, 0.2), (0.1, 0.3)], False), ([(None, None)], False)],
+)
+def test_that_no_ranking_can_be_told_from_chance_is_said(limits: list[tuple[Any, Any]], said: bool) -> None:
+    runs: Any = [SimpleNamespace(metrics={"kendall_tau_low": a, "kendall_tau_high": b}) for a, b in limits]
+    assert ("told from chance" in mobilenet_report.by_chance(runs)) == said
 
 
 @pytest.mark.parametrize("page", mobilenet_report.PAGES)
