@@ -181,7 +181,7 @@ def figures(root: Path) -> None:
     space, panels = base.build(preset.space), []
     runs = runs_of(folder, preset)
     if known := [run for run in runs if taus([run.metrics]) != ("-", "-")]:
-        draw_taus(folder, known, "MobileNet space, CIFAR-10 at 32x32, references of the same scale")
+        draw_taus(folder, known, "MobileNet space, CIFAR-10 at 32x32")
     for run in runs:
         for entry in files.read_json(folder / run.name / "search/found.json")["found"]:
             blocks = space.chain(space.decode(entry["architecture"]))
