@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder to work in")
     parser.add_argument("--trained", type=Path, help="run: folder of a run whose trained supernet is to be taken")
     parser.add_argument("--minutes", type=float, default=1e6, help="references: begin no network after that time")
-    parser.add_argument("--seed", type=int, help="references: only this seed, so that two processes can share the work")
+    parser.add_argument("--seed", type=int, help="references: only this seed")
     arguments = parser.parse_args()
     work: Path = arguments.work or Path.home() / ".cache/sumnas" / arguments.preset
     if arguments.piece == "run":

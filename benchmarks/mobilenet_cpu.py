@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache/sumnas" / PRESET, help="folder to work in")
     parser.add_argument("--images", type=Path, help="the folder of pictures, in the place of data.path")
     parser.add_argument("--minutes", type=float, default=1e6, help="references: begin no network after that time")
-    parser.add_argument("--seed", type=int, help="references: only this seed, so that two processes can share the work")
+    parser.add_argument("--seed", type=int, help="references: only this seed")
     arguments = parser.parse_args()
     plan = Plan(PRESET, COMMAND, images=arguments.images)
     work: Path = arguments.work.absolute()

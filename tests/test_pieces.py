@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +87,27 @@ def test_references_come_a_few_at_a_time_and_go_on_from_the_rows(
     assert float(row["accuracy"]) == alone.accuracy and float(row["loss"]) == alone.loss
     monkeypatch.setattr(pool, "train_share", forbidden)
     assert pieces.references(plan, work, 1e6) == 0
+
+
+def test_processes_share_the_references_without_making_one_twice(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[Any, Any]] = []
+    left: list[int] = []
+    train_share = pool.train_share
+
+    def watched(space: base.Space, share: Sequence[Any], images: Any, settings: pool.PoolSettings) -> Any:
+        made.append((*share, *settings.seeds))
+        if len(made) == 1:  # while this one is in hand, another process comes
+            left.append(pieces.references(plan, tmp_path, 1e6))
+        return train_share(space, share, images, settings)
+
+    monkeypatch.setattr(pool, "train_share", watched)
+    assert pieces.references(plan, tmp_path, 1e6) == 0
+    assert left == [1] and len(made) == len(set(made)) == 6
+    assert [tuple(row[c] for c in ("architecture", "seed")) for row in pieces.read(plan.rows, pool.COLUMNS)] == [
+        (base.build(plan.settings().space).encode(a), str(s)) for a, s in made[1:] + made[:1]
+    ]
 
 
 def test_an_older_file_of_times_goes_on_with_more_columns(plan: Plan, tmp_path: Path) -> None:

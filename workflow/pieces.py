@@ -25,7 +25,7 @@ import yaml
 from sumnas import data, files, params, preparation
 from sumnas.benchmark import pool, table
 from sumnas.errors import UserError
-from sumnas.machine import cpu_model
+from sumnas.machine import cpu_model, keep_freed_memory
 from sumnas.params import Params
 from sumnas.preparation import DataSettings
 from sumnas.spaces import base
@@ -110,13 +110,15 @@ def prepared(folder: Path, settings: DataSettings) -> data.Prepared:
 def references(plan: Plan, work: Path, seconds: float, only: int | None = None) -> int:
     """Train what is missing of the pool, one network at a time; return how many are missing still.
 
-    None is begun once the `seconds` are over. `only` one of the seeds, so that two processes can share the work.
+    None is begun once the `seconds` are over. Several processes with one `work` folder share what is missing: each
+    leaves out what another has in hand. `only`: one of the seeds.
     UserError where there are rows of other data, another space or recipe.
     """
     import torch
 
     settings = plan.settings()
     torch.set_num_threads(settings.run.threads)
+    keep_freed_memory()
     space, wanted, digest = base.build(settings.space), settings.benchmark.pool, plan.digest()
     if {row.get("settings") or digest for row in read(plan.times, TIMES[:3])} - {digest}:
         raise UserError(
@@ -134,17 +136,21 @@ def references(plan: Plan, work: Path, seconds: float, only: int | None = None) 
             break
         if images is None:
             images = plan.prepared(work)
-        began, used = time.monotonic(), time.process_time()
-        (row,) = pool.train_share(space, [architecture], images, wanted.model_copy(update={"seeds": [seed]}))
-        took = {
-            **key, "seconds": round(time.monotonic() - began, 1),
-            "processor_seconds": round(time.process_time() - used, 1), **_versions(), "settings": digest,
-        }  # fmt: skip
-        with filelock.FileLock(work / "lock"):  # another process may have added rows meanwhile
-            files.write_csv(plan.rows, pool.COLUMNS, [*read(plan.rows, pool.COLUMNS), row])
-            older = [{name: r.get(name, "") for name in TIMES} for r in read(plan.times, TIMES[:3])]
-            files.write_csv(plan.times, TIMES, [*older, took])
-        print(f"{number}/{len(todo)}: {key['architecture']} {seed}: {row['accuracy']:.2f} %", flush=True)
+        in_hand = work / f"reference-{files.digest(key)[:16]}.lock"  # let go by the system where its holder dies
+        with contextlib.suppress(filelock.Timeout), filelock.FileLock(in_hand, timeout=0):
+            if _has(plan, key):  # another process has finished it meanwhile
+                continue
+            began, used = time.monotonic(), time.process_time()
+            (row,) = pool.train_share(space, [architecture], images, wanted.model_copy(update={"seeds": [seed]}))
+            took = {
+                **key, "seconds": round(time.monotonic() - began, 1),
+                "processor_seconds": round(time.process_time() - used, 1), **_versions(), "settings": digest,
+            }  # fmt: skip
+            with filelock.FileLock(work / "lock"):  # another process may have added rows meanwhile
+                files.write_csv(plan.rows, pool.COLUMNS, [*read(plan.rows, pool.COLUMNS), row])
+                older = [{name: r.get(name, "") for name in TIMES} for r in read(plan.times, TIMES[:3])]
+                files.write_csv(plan.times, TIMES, [*older, took])
+            print(f"{number}/{len(todo)}: {key['architecture']} {seed}: {row['accuracy']:.2f} %", flush=True)
     return sum(not _has(plan, {"architecture": space.encode(a), "seed": str(s)}) for a, s in todo)
 
 

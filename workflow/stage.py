@@ -257,6 +257,7 @@ def make_job(stage: Stage, arguments: argparse.Namespace) -> Job:
         import torch
 
         torch.set_num_threads(chosen.threads)
+        machine.keep_freed_memory()
     accept = getattr(arguments, "accept_code_change", False)
     run = everything.run
     digest, keep = everything.digest(), int(run.keep_gb * 1e9)
