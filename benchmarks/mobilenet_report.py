@@ -104,6 +104,17 @@ def by_chance(runs: Sequence[Run]) -> str:
     return "No ranking here can be told from chance: every interval has 0 in it. "
 
 
+def noise(metrics: Mapping[str, Any]) -> str:
+    """Say how well the references rank by themselves, or why that is not known."""
+    if metrics["reliability_reason"]:
+        return f"How well a perfect predictor would rank is not known: {metrics['reliability_reason']}. "
+    perfect = {f"_{end}": metrics[f"perfect_tau_{end}"] for end in ("low", "high")}
+    return (
+        f"Split-half tau {number(metrics['reliability_tau'])}; a perfect predictor would reach tau "
+        f"{number(metrics['perfect_tau'])} {interval(perfect, '')}. "
+    )
+
+
 def difference(runs: Sequence[Run]) -> str:
     """Say by how much SUMNAS ranks better than FairNAS, with the paired interval, and what that means."""
     fair, meta = ([run for run in runs if run.method == method] for method in PAPER)
@@ -154,10 +165,8 @@ def block(root: Path) -> str:
     text += references(folder, preset)
     if runs:
         first, cost = runs[0].metrics, runs[0].cost
-        perfect = {f"_{end}": first[f"perfect_tau_{end}"] for end in ("low", "high")}
         text += (
-            f"Split-half tau {number(first['reliability_tau'])}; a perfect predictor would reach tau "
-            f"{number(first['perfect_tau'])} {interval(perfect, '')}. {by_chance(runs)}"
+            f"{noise(first)}{by_chance(runs)}"
             f"Predicted on the {first['split']} split. Hours "
             f"are wall time of one thread, beside other work, on {cost['cpu']}. Python {cost['python']}, torch "
             f"{cost['torch']}. "
@@ -166,9 +175,10 @@ def block(root: Path) -> str:
     missing = [name for name in missing if name not in {run.name for run in runs}]
     again = [run.name for run in runs if not (folder / run.name / "retrain/run.json").exists()]
     if not missing and not again:
+        hours = took(folder, runs)
         text += (
-            f"All of it took {took(folder, runs):.1f} hours of one core, those of the references counted by the "
-            "processor, the rest by the clock. "
+            f"All of it took {hours:.1f} hours of one core, {hours / 2:.1f} of two that share it evenly: those of the "
+            "references counted by the processor, the rest by the clock. "
         )
     text += f"Not run yet: {', '.join(missing)}. " if missing else ""
     text += f"Not retrained yet: {', '.join(again)}. " if again else ""

@@ -52,7 +52,7 @@ def plan(tmp_path: Path, image_folder: Path) -> Plan:
     for name, changes in SMALL.items():
         preset[name] |= changes
     preset["run"]["workers"] = 0
-    preset["benchmark"]["pool"] |= {"architectures": 3}
+    preset["benchmark"]["pool"] |= {"architectures": 3, "seeds": [0, 1]}
     preset["benchmark"]["pool"]["recipe"] |= {"epochs": 6, "batch_size": 6}
     preset["retrain"]["recipe"] |= {"epochs": 2, "warmup_epochs": 1, "batch_size": 12}
     files.write_text(tmp_path / "clone/presets/mobilenet-cpu.yaml", yaml.safe_dump(preset, sort_keys=False))
@@ -108,6 +108,21 @@ def test_processes_share_the_references_without_making_one_twice(
     assert [tuple(row[c] for c in ("architecture", "seed")) for row in pieces.read(plan.rows, pool.COLUMNS)] == [
         (base.build(plan.settings().space).encode(a), str(s)) for a, s in made[1:] + made[:1]
     ]
+
+
+def test_references_of_one_seed_are_a_table_that_the_stages_take(plan: Plan, tmp_path: Path) -> None:
+    preset = plan.root / "presets/mobilenet-cpu.yaml"
+    text = yaml.safe_load(preset.read_text(encoding="utf-8"))
+    text["benchmark"]["pool"]["seeds"] = [1]
+    files.write_text(preset, yaml.safe_dump(text))
+    assert pieces.references(plan, tmp_path, 1e6) == 0
+    pieces.write_table(plan)
+    folder, settings = pieces.project(plan, tmp_path)
+    pieces.call_once(folder, settings, "fairnas-0", [plan.table], "prepare_data", "build_benchmark")
+    made = pieces.read(folder / "results/benchmark/table.csv", ("architecture", "accuracy", "seeds"))
+    rows = {row["architecture"]: float(row["accuracy"]) for row in pieces.read(plan.rows, pool.COLUMNS)}
+    assert {row["architecture"]: float(row["accuracy"]) for row in made} == rows
+    assert [row["seeds"] for row in made] == ["1"] * 3
 
 
 def test_an_older_file_of_times_goes_on_with_more_columns(plan: Plan, tmp_path: Path) -> None:
@@ -179,6 +194,10 @@ def test_all_pieces_to_the_end_and_the_report_of_them(
         seconds.append(files.read_json(kept / part)["seconds"])
     assert mobilenet_report.took(plan.folder, [Run(kept)]) == pytest.approx(sum(seconds) / 3600)
     assert "All of it took" not in text  # sumnas-k2-0 is missing
+    alone = metrics | {"reliability_tau": None, "perfect_tau": None, "reliability_reason": "a single seed"}
+    files.write_json(kept / "metrics.json", alone)
+    told = mobilenet_report.block(plan.root)
+    assert "How well a perfect predictor would rank is not known: a single seed. " in told and "Split-half" not in told
     monkeypatch.setattr(pieces, "call", forbidden)
     mobilenet_cpu.run(plan, "fairnas-0", tmp_path / "other")
     mobilenet_cpu.retrain(plan, "fairnas-0", tmp_path / "other")

@@ -187,6 +187,8 @@ def project(plan: Plan, work: Path, preset: str | None = None) -> tuple[Path, di
         shutil.copytree(ROOT / part, folder / part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     text = plan.text(preset)
     seeds = [f"{table.PER_SEED}{seed}" for seed in text["benchmark"]["pool"]["seeds"]]
+    if len(seeds) == 1:
+        seeds = []  # the table has no columns of single seeds then
     text["benchmark"] |= {"source": "table", "table": {"path": str(plan.table), "seeds": seeds}}
     files.write_csv(folder / "results/benchmark/shards/0.csv", pool.COLUMNS, [])
     return folder, text
