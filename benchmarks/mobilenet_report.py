@@ -55,7 +55,8 @@ def references(folder: Path, preset: Params) -> str:
     hours = sum(float(r["processor_seconds"]) for r in times) / 3600
     processors = ", ".join(sorted({r["cpu"] for r in times}))
     return (
-        f"References: {len(rows)} of {wanted} trainings ({pool.architectures} architectures, {len(pool.seeds)} seeds), "
+        f"References: {len(rows)} of {wanted} trainings ({pool.architectures} architectures, {len(pool.seeds)} "
+        f"seed{'s' if len(pool.seeds) > 1 else ''}), "
         f"{hours:.2f} hours of the processor on {processors}; test accuracy {min(accuracies):.2f} to "
         f"{max(accuracies):.2f} %. "
     )
