@@ -1,4 +1,4 @@
-"""What made or measured something, in words: the machine, the commit. Never part of a compared result."""
+"""The machine and the commit, in words, and what is asked of the machine. Never part of a compared result."""
 
 from __future__ import annotations
 

@@ -20,10 +20,11 @@ from benchmarks import mobilenet_cpu, mobilenet_report
 from benchmarks.cifar10_report import Run
 from sumnas import files, preparation
 from sumnas.benchmark import pool
+from sumnas.benchmark.settings import PoolSettings
 from sumnas.data import load
 from sumnas.errors import UserError
 from sumnas.retraining import train_network
-from sumnas.shown import number
+from sumnas.shown import interval, number
 from sumnas.spaces import base
 from workflow import pieces
 from workflow.pieces import Plan
@@ -96,7 +97,7 @@ def test_processes_share_the_references_without_making_one_twice(
     left: list[int] = []
     train_share = pool.train_share
 
-    def watched(space: base.Space, share: Sequence[Any], images: Any, settings: pool.PoolSettings) -> Any:
+    def watched(space: base.Space, share: Sequence[Any], images: Any, settings: PoolSettings) -> Any:
         made.append((*share, *settings.seeds))
         if len(made) == 1:  # while this one is in hand, another process comes
             left.append(pieces.references(plan, tmp_path, 1e6))
@@ -196,7 +197,10 @@ def test_all_pieces_to_the_end_and_the_report_of_them(
     assert "All of it took" not in text  # sumnas-k2-0 is missing
     alone = metrics | {"reliability_tau": None, "perfect_tau": None, "reliability_reason": "a single seed"}
     files.write_json(kept / "metrics.json", alone)
+    shutil.copytree(kept, plan.root / mobilenet_report.LARGER / "fairnas-0")
     told = mobilenet_report.block(plan.root)
+    tau = f"{number(metrics['kendall_tau'])} {interval(metrics, 'kendall_tau')}"
+    assert f"fairnas-0 {tau} after " in told.rpartition("The same with 0 references and more training, ")[2]
     assert "How well a perfect predictor would rank is not known: a single seed. " in told and "Split-half" not in told
     monkeypatch.setattr(pieces, "call", forbidden)
     mobilenet_cpu.run(plan, "fairnas-0", tmp_path / "other")

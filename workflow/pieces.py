@@ -24,6 +24,7 @@ import yaml
 
 from sumnas import data, files, params, preparation
 from sumnas.benchmark import pool, table
+from sumnas.benchmark.settings import PoolSettings
 from sumnas.errors import UserError
 from sumnas.machine import cpu_model, keep_freed_memory
 from sumnas.params import Params
@@ -138,20 +139,29 @@ def references(plan: Plan, work: Path, seconds: float, only: int | None = None) 
             images = plan.prepared(work)
         in_hand = work / f"reference-{files.digest(key)[:16]}.lock"  # let go by the system where its holder dies
         with contextlib.suppress(filelock.Timeout), filelock.FileLock(in_hand, timeout=0):
-            if _has(plan, key):  # another process has finished it meanwhile
-                continue
-            began, used = time.monotonic(), time.process_time()
-            (row,) = pool.train_share(space, [architecture], images, wanted.model_copy(update={"seeds": [seed]}))
-            took = {
-                **key, "seconds": round(time.monotonic() - began, 1),
-                "processor_seconds": round(time.process_time() - used, 1), **_versions(), "settings": digest,
-            }  # fmt: skip
-            with filelock.FileLock(work / "lock"):  # another process may have added rows meanwhile
-                files.write_csv(plan.rows, pool.COLUMNS, [*read(plan.rows, pool.COLUMNS), row])
-                older = [{name: r.get(name, "") for name in TIMES} for r in read(plan.times, TIMES[:3])]
-                files.write_csv(plan.times, TIMES, [*older, took])
-            print(f"{number}/{len(todo)}: {key['architecture']} {seed}: {row['accuracy']:.2f} %", flush=True)
+            if not _has(plan, key):  # another process may have finished it meanwhile
+                alone = wanted.model_copy(update={"seeds": [seed]})
+                accuracy = _reference(plan, work, space, architecture, images, alone)
+                print(f"{number}/{len(todo)}: {key['architecture']} {seed}: {accuracy:.2f} %", flush=True)
     return sum(not _has(plan, {"architecture": space.encode(a), "seed": str(s)}) for a, s in todo)
+
+
+def _reference(
+    plan: Plan, work: Path, space: base.Space, architecture: base.Architecture, images: data.Prepared,
+    alone: PoolSettings,
+) -> float:  # fmt: skip
+    """Train one architecture with the one seed of `alone`, add its rows to the files and return its accuracy."""
+    began, used = time.monotonic(), time.process_time()
+    (row,) = pool.train_share(space, [architecture], images, alone)
+    took = {
+        "architecture": row["architecture"], "seed": row["seed"], "seconds": round(time.monotonic() - began, 1),
+        "processor_seconds": round(time.process_time() - used, 1), **_versions(), "settings": plan.digest(),
+    }  # fmt: skip
+    with filelock.FileLock(work / "lock"):  # another process may have added rows meanwhile
+        files.write_csv(plan.rows, pool.COLUMNS, [*read(plan.rows, pool.COLUMNS), row])
+        older = [{name: r.get(name, "") for name in TIMES} for r in read(plan.times, TIMES[:3])]
+        files.write_csv(plan.times, TIMES, [*older, took])
+    return float(row["accuracy"])
 
 
 def _has(plan: Plan, key: Mapping[str, str]) -> bool:
@@ -186,9 +196,8 @@ def project(plan: Plan, work: Path, preset: str | None = None) -> tuple[Path, di
     for part in ("sumnas", "workflow"):
         shutil.copytree(ROOT / part, folder / part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     text = plan.text(preset)
-    seeds = [f"{table.PER_SEED}{seed}" for seed in text["benchmark"]["pool"]["seeds"]]
-    if len(seeds) == 1:
-        seeds = []  # the table has no columns of single seeds then
+    trained = text["benchmark"]["pool"]["seeds"]
+    seeds = [f"{table.PER_SEED}{seed}" for seed in trained if len(trained) > 1]  # the columns that such a table has
     text["benchmark"] |= {"source": "table", "table": {"path": str(plan.table), "seeds": seeds}}
     files.write_csv(folder / "results/benchmark/shards/0.csv", pool.COLUMNS, [])
     return folder, text
