@@ -149,19 +149,26 @@ def test_large_losses_hide_no_other_result(gpu: list[ReplayedGraph], monkeypatch
         captured.prepare(torch.ones(3))
 
 
-def test_a_broken_capture_tells_of_what_broke_it(gpu: list[ReplayedGraph], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch has it: after a failure inside, to end the capture fails as well."""
+@pytest.mark.parametrize("end_fails", [True, False])
+def test_a_broken_capture_tells_of_what_broke_it(
+    gpu: list[ReplayedGraph], monkeypatch: pytest.MonkeyPatch, end_fails: bool
+) -> None:
+    """As torch has it: after a failure inside, to end the capture may fail as well."""
 
     class Broken(contextlib.AbstractContextManager[None]):
         def __exit__(self, *_: object) -> None:
-            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            if end_fails:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
     calls: list[int] = []
 
     def function(x: Tensor) -> list[Tensor]:
         calls.append(1)
         if len(calls) > 3:
-            raise RuntimeError("CUDA error: not permitted when stream is capturing")
+            try:
+                raise KeyError("of a cache, and handled")
+            except KeyError:
+                raise RuntimeError("CUDA error: not permitted when stream is capturing")  # noqa: B904
         return [x]
 
     monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: Broken())

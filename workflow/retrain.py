@@ -92,6 +92,7 @@ def train_once(job: Job, space: Space, prepared: Prepared, text: str) -> tuple[d
             work.stop_if_asked()
         elif job.ranks.first:
             say(f"retrain {text}: trained before, for another run")
+            work.clear(keep=kept.name)  # the notes of this look, too: a third run did not spend its time
         return files.read_tensors(kept) if job.ranks.first else ({}, {})
 
 

@@ -89,12 +89,16 @@ class Captured:
         graph = torch.cuda.CUDAGraph()
         # A capture that fails may leave its own stream the current one.
         with torch.cuda.stream(torch.cuda.current_stream(self.device)):
+            first: RuntimeError | None = None  # the end of a broken capture fails, too, and says less
             try:
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                    self._outputs = self.function(*self._inputs)
+                    try:
+                        self._outputs = self.function(*self._inputs)
+                    except RuntimeError as error:
+                        first = error
+                        raise
             except RuntimeError as error:
-                first = error.__context__ or error  # the end of a broken capture fails, too, and says less
-                raise CaptureError(str(first)) from error
+                raise CaptureError(str(first or error)) from error
         self._graph = graph
         self.captures += 1
         return expected

@@ -183,3 +183,17 @@ def test_the_command_predicts_what_the_ranking_has(monkeypatch: pytest.MonkeyPat
     assert [(row["architecture"], row["predicted"], row["loss"]) for row in json.loads(result.stdout)] == [
         (row["architecture"], float(row["predicted"]), float(row["loss"])) for row in rows
     ]
+
+
+def test_a_network_that_another_run_trained_is_taken_and_its_seconds_are_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SUMNAS_CHECKPOINTS", str(Path("checkpoints").resolve()))  # as in_process.begin has it
+    results = [RETRAINED / name for name in ("metrics.json", "weights.safetensors")]
+    before = [sha256(path) for path in results]
+    for _ in range(2):  # the third run sees what the second one left
+        again = told(monkeypatch, "retrain", RETRAINED)
+        assert again.said.count("trained before, for another run") == len(read(RETRAINED / "metrics.json")["networks"])
+        assert not any(name.startswith("loss/") for name in figures(again))
+        assert read(RETRAINED / "run.json")["seconds_before"] == 0
+    assert [sha256(path) for path in results] == before
