@@ -112,8 +112,9 @@ def runs(*files):
     return expand(files, method=METHODS, seed=SEEDS)
 
 
+# dvc.lock alone comes with a clone.
 onstart:
-    if os.path.exists("dvc.lock") and not glob.glob(".snakemake/metadata/*"):
+    if os.path.exists("dvc.lock") and glob.glob("results/*/*") and not glob.glob(".snakemake/metadata/*"):
         print(
             "The results here are DVC's. Snakemake knows nothing of the settings that made them: to adopt them as they are, "
             "stop this and run `snakemake --touch --cores 1`. One engine per clone is simpler.",

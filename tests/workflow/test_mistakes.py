@@ -171,15 +171,21 @@ def test_results_of_the_other_engine_are_noticed(tmp_path: Path) -> None:
     text = engine.hint("dvc", tmp_path)
     assert text is not None and "dvc commit -f" in text
     assert engine.hint("snakemake", tmp_path) is None and engine.hint("hand", tmp_path) is None
-    (tmp_path / "dvc.lock").touch()
+    (tmp_path / "dvc.lock").touch()  # as in every clone
+    assert engine.hint("dvc", tmp_path) == text
+    (tmp_path / ".dvc/cache/files").mkdir(parents=True)
     assert engine.hint("dvc", tmp_path) is None
 
 
 @pytest.mark.engine
-def test_snakemake_says_so_where_the_results_are_dvcs(project: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("results", [True, False])
+def test_snakemake_says_so_where_the_results_are_dvcs(results: bool, project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "project"
     shutil.copytree(project, folder)
-    (folder / "dvc.lock").touch()
+    (folder / "dvc.lock").touch()  # as in every clone
+    if results:
+        (folder / "results/benchmark").mkdir(parents=True)
+        (folder / "results/benchmark/table.csv").touch()
     command = (PYTHON, "-m", "snakemake", "--cores", "1", "results/methods/spos.json")
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0 and "snakemake --touch --cores 1" in result.stderr
+    assert result.returncode == 0 and ("snakemake --touch --cores 1" in result.stderr) == results
