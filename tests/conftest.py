@@ -15,6 +15,7 @@ from sumnas.preparation import DataSettings, prepare
 from sumnas.spaces import nasbench201
 from sumnas.spaces.nasbench201 import NASBench201
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes would each compile this package anew
 os.environ["SUMNAS_TRACKING"] = "off"  # of stages that tests start; test_tracking.py switches it on
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

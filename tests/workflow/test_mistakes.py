@@ -24,7 +24,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what a stage needs, without any result."""
     folder = tmp_path_factory.mktemp("mistakes") / "project"
     for name in ("sumnas", "workflow", "presets"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        # With what is compiled of it, but for what is being written by another process of the tests.
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pyc.*"))
     for name in ("params.yaml", "Makefile", "pyproject.toml", "constraints.txt", "Snakefile", "dvc.yaml"):
         shutil.copy(ROOT / name, folder / name)
     (folder / "data/raw").mkdir(parents=True)
