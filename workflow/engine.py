@@ -35,9 +35,11 @@ def find(pid: int | None = None) -> tuple[str, int, str] | None:
 def hint(name: str, root: Path = Path()) -> str | None:
     """Return what to know where DVC meets Snakemake's results, which it makes anew; None where there are none.
 
-    DVC has made none here while its cache is missing; dvc.lock comes with a clone.
+    DVC has made none here while its cache is missing; dvc.lock comes with a clone. Snakemake notes every file that it
+    has made.
     """
-    if name != "dvc" or not (root / ".snakemake/metadata").is_dir() or (root / ".dvc/cache/files").exists():
+    made = any((root / ".snakemake/metadata").glob("*")) and any((root / "results").glob("*/*"))
+    if name != "dvc" or not made or (root / ".dvc/cache/files").exists():
         return None
     return (
         "the results here are Snakemake's, and DVC makes all of them anew; to adopt them as they are, stop this and "

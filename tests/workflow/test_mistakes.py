@@ -168,7 +168,11 @@ def test_a_full_gpu_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_results_of_the_other_engine_are_noticed(tmp_path: Path) -> None:
     assert engine.hint("dvc", tmp_path) is None
-    (tmp_path / ".snakemake/metadata").mkdir(parents=True)
+    (tmp_path / ".snakemake/metadata").mkdir(parents=True)  # as after `snakemake -n`
+    (tmp_path / "results/benchmark").mkdir(parents=True)
+    (tmp_path / "results/benchmark/table.csv").touch()
+    assert engine.hint("dvc", tmp_path) is None
+    (tmp_path / ".snakemake/metadata/of-a-file").touch()
     text = engine.hint("dvc", tmp_path)
     assert text is not None and "dvc commit -f" in text
     assert engine.hint("snakemake", tmp_path) is None and engine.hint("hand", tmp_path) is None
