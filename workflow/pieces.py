@@ -22,11 +22,11 @@ import filelock
 import numpy as np
 import yaml
 
-from sumnas import data, files, params, preparation
+from sumnas import data, files, machine, params, preparation
 from sumnas.benchmark import pool, table
 from sumnas.benchmark.settings import PoolSettings
 from sumnas.errors import UserError
-from sumnas.machine import cpu_model, keep_freed_memory
+from sumnas.machine import cpu_model
 from sumnas.params import Params
 from sumnas.preparation import DataSettings
 from sumnas.spaces import base
@@ -102,9 +102,11 @@ class Plan:
 
 
 def prepared(folder: Path, settings: DataSettings) -> data.Prepared:
-    """Prepare the images into `folder`, where that was not done, and load them."""
-    if not (folder / "manifest.json").exists():
-        preparation.prepare(settings, folder)
+    """Prepare the images into `folder`, where that was not done, and load them. Another process waits for the first."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not (folder / "manifest.json").exists():
+            preparation.prepare(settings, folder)
     return data.load(folder)
 
 
@@ -119,7 +121,7 @@ def references(plan: Plan, work: Path, seconds: float, only: int | None = None) 
 
     settings = plan.settings()
     torch.set_num_threads(settings.run.threads)
-    keep_freed_memory()
+    machine.keep_freed_memory()
     space, wanted, digest = base.build(settings.space), settings.benchmark.pool, plan.digest()
     if {row.get("settings") or digest for row in read(plan.times, TIMES[:3])} - {digest}:
         raise UserError(
@@ -137,27 +139,30 @@ def references(plan: Plan, work: Path, seconds: float, only: int | None = None) 
             break
         if images is None:
             images = plan.prepared(work)
-        in_hand = work / f"reference-{files.digest(key)[:16]}.lock"  # let go by the system where its holder dies
+        in_hand = plan.folder / f"reference-{files.digest(key)[:16]}.lock"  # let go by the system where its holder dies
         with contextlib.suppress(filelock.Timeout), filelock.FileLock(in_hand, timeout=0):
             if not _has(plan, key):  # another process may have finished it meanwhile
                 alone = wanted.model_copy(update={"seeds": [seed]})
-                accuracy = _reference(plan, work, space, architecture, images, alone)
+                accuracy = _reference(plan, digest, space, architecture, images, alone)
                 print(f"{number}/{len(todo)}: {key['architecture']} {seed}: {accuracy:.2f} %", flush=True)
     return sum(not _has(plan, {"architecture": space.encode(a), "seed": str(s)}) for a, s in todo)
 
 
 def _reference(
-    plan: Plan, work: Path, space: base.Space, architecture: base.Architecture, images: data.Prepared,
+    plan: Plan, digest: str, space: base.Space, architecture: base.Architecture, images: data.Prepared,
     alone: PoolSettings,
 ) -> float:  # fmt: skip
-    """Train one architecture with the one seed of `alone`, add its rows to the files and return its accuracy."""
+    """Train one architecture with the one seed of `alone`, add its rows to the files and return its accuracy.
+
+    `digest`: of the settings as they were read; the preset may have been edited meanwhile.
+    """
     began, used = time.monotonic(), time.process_time()
     (row,) = pool.train_share(space, [architecture], images, alone)
     took = {
         "architecture": row["architecture"], "seed": row["seed"], "seconds": round(time.monotonic() - began, 1),
-        "processor_seconds": round(time.process_time() - used, 1), **_versions(), "settings": plan.digest(),
+        "processor_seconds": round(time.process_time() - used, 1), **_versions(), "settings": digest,
     }  # fmt: skip
-    with filelock.FileLock(work / "lock"):  # another process may have added rows meanwhile
+    with filelock.FileLock(plan.folder / "references.lock"):  # another process may have added rows meanwhile
         files.write_csv(plan.rows, pool.COLUMNS, [*read(plan.rows, pool.COLUMNS), row])
         older = [{name: r.get(name, "") for name in TIMES} for r in read(plan.times, TIMES[:3])]
         files.write_csv(plan.times, TIMES, [*older, took])
