@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from sumnas import files
+from sumnas import files, machine
 from sumnas.benchmark import pool
 from sumnas.machine import spent
 from sumnas.spaces import base
@@ -102,6 +102,7 @@ def train_choice(architecture: str, path: Path, work: Path) -> None:
 
     settings = PLAN.settings()
     torch.set_num_threads(settings.run.threads)
+    machine.keep_freed_memory()
     space = base.build(settings.space)
     images = PLAN.prepared(work)
     files.write_csv(

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from sumnas import data, files, params, retraining, seeding, training
+from sumnas import data, files, machine, params, retraining, seeding, training
 from sumnas.machine import cpu_model
 from sumnas.spaces import base
 
@@ -51,6 +51,7 @@ def of_epochs(preset: Path, method: str, epochs: int, prepared: Path) -> dict[st
 
     settings = params.load(preset)
     torch.set_num_threads(settings.run.threads)
+    machine.keep_freed_memory()
     space = base.build(settings.space)
     images = data.load(prepared)
     with seeding.scoped(0, "supernet"):
@@ -68,6 +69,7 @@ def of_retraining(preset: Path, epochs: int, prepared: Path) -> dict[str, Any]:
 
     settings = params.load(preset)
     torch.set_num_threads(settings.run.threads)
+    machine.keep_freed_memory()
     space = base.build(settings.space)
     architecture = max(((choice,) * space.layers for choice in range(len(space.candidates))), key=space.macs)
     recipe = settings.retrain.recipe.model_copy(update={"epochs": epochs})

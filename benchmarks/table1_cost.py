@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from sumnas import files, params, seeding, training
+from sumnas import files, machine, params, seeding, training
 from sumnas.machine import cpu_model
 from sumnas.spaces import base
 from workflow.pieces import ROOT, prepared
@@ -39,6 +39,7 @@ def measure(preset: Path, name: str, folder: Path, part: float) -> dict[str, Any
     """Train a part of one method in this process; hours of the whole, on this processor."""
     settings = params.load(preset)
     torch.set_num_threads(settings.run.threads)
+    machine.keep_freed_memory()
     block, images = settings.methods[name], prepared(folder, settings.data)
     epochs = training.epochs_of(block, settings.supernet)
     count = max(1, round(part * epochs))

@@ -300,9 +300,12 @@ def doctor(settings: Path, as_json: bool) -> None:
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Compute with so many threads: another number gives other rounding, and another speed."""
+    """Compute with so many threads, as a stage does: another number gives other rounding, and another speed."""
     import torch
 
+    from sumnas import machine
+
+    machine.keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -41,12 +41,15 @@ def commit_of_code() -> str | None:
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep what it frees for its next allocations; return whether the C library can.
+    """Have this process keep what it frees for its next allocations; return whether that was done.
 
     glibc hands the memory of large blocks back at once, so that every activation of every step comes as fresh pages,
-    each zeroed by the system at a fault of its own. No result depends on it, and the peak of memory is the same: a step
-    asks for what the one before it freed.
+    each zeroed by the system at a fault of its own. No result depends on it. Blocks of more than 32 MiB are handed back
+    as before; the peak of memory may differ. Not done where the C library is another one, and where the environment
+    already says how it is to allocate.
     """
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")) for name in os.environ):
+        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc; without a name, a library cannot be asked for on Windows

@@ -200,6 +200,8 @@ def execute(
     arguments = _arguments(stage)
     with launch.leaving(place), reporting(name, rank):
         job = make_job(stage, arguments)
+        if "run.threads" in stage.blocks:  # it computes
+            machine.keep_freed_memory()
         with launch.together(job, processes and processes(job.params)) as job.ranks:
             if not job.ranks.first:
                 main(job)
@@ -257,7 +259,6 @@ def make_job(stage: Stage, arguments: argparse.Namespace) -> Job:
         import torch
 
         torch.set_num_threads(chosen.threads)
-        machine.keep_freed_memory()
     accept = getattr(arguments, "accept_code_change", False)
     run = everything.run
     digest, keep = everything.digest(), int(run.keep_gb * 1e9)

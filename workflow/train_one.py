@@ -10,7 +10,7 @@ import argparse
 import time
 from pathlib import Path
 
-from sumnas import distributed, files
+from sumnas import distributed, files, machine
 from sumnas.errors import UserError
 from sumnas.manifest import NAME
 from sumnas.progress import say
@@ -31,6 +31,7 @@ def main() -> None:
         engine.watch(launched=True)  # not to outlive what has started this process
     with launch.leaving(place), reporting("train_one", place.rank if place else 0):
         job = make_job(STAGES["retrain"], arguments)
+        machine.keep_freed_memory()
         with launch.together(job, job.params.retrain.processes, "train_one") as job.ranks:
             closing = train(job, arguments.architecture, arguments.output)
     if job.ranks.first:

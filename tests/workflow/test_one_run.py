@@ -16,7 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sumnas import evaluation, files
+from sumnas import evaluation, files, machine
 from sumnas.cli import main
 from sumnas.tracking import log
 from sumnas.tracking.log import Line
@@ -183,6 +183,18 @@ def test_the_command_predicts_what_the_ranking_has(monkeypatch: pytest.MonkeyPat
     assert [(row["architecture"], row["predicted"], row["loss"]) for row in json.loads(result.stdout)] == [
         (row["architecture"], float(row["predicted"]), float(row["loss"])) for row in rows
     ]
+
+
+def test_freed_memory_is_kept_by_a_stage_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(machine, "keep_freed_memory", lambda: asked.append(1))
+    monkeypatch.setenv("SUMNAS_CHECKPOINTS", str(Path("checkpoints").resolve()))
+    told(monkeypatch, "recalibrate_bn", RANKING)
+    assert asked == [1]
+    monkeypatch.setattr(sys, "argv", ["describe_method", "--method", RUN.rpartition("-")[0]])
+    with contextlib.redirect_stderr(io.StringIO()):
+        execute("describe_method", importlib.import_module("workflow.describe_method").main)
+    assert asked == [1]
 
 
 def test_a_network_that_another_run_trained_is_taken_and_its_seconds_are_not_counted(
