@@ -89,12 +89,12 @@ class Captured:
         graph = torch.cuda.CUDAGraph()
         # A capture that fails may leave its own stream the current one.
         with torch.cuda.stream(torch.cuda.current_stream(self.device)):
-            first: RuntimeError | None = None  # the end of a broken capture fails, too, and says less
+            first: Exception | None = None  # the end of a broken capture fails, too, and says less
             try:
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                     try:
                         self._outputs = self.function(*self._inputs)
-                    except RuntimeError as error:
+                    except Exception as error:
                         first = error
                         raise
             except RuntimeError as error:
