@@ -32,7 +32,7 @@ def test_the_tiny_size_runs(tmp_path: Path) -> None:
         assert row["rounds"] == 2 and min(row["seconds_per_step"].values()) > 0
         assert row["share_of_bound"] == pytest.approx(row["times_as_fast"] / row["bound"], abs=1e-4)
         assert 1 < row["bound_by_macs"] <= 2 and set(row["seconds_per_step"]) == {"one", "all", "each"}
-        assert 0 < row["machine_allows"] < 4
+        assert 0 < row["machine_allows"] < 20
 
 
 @pytest.mark.parametrize(("groups", "split", "bound"), [(1, 2, 2), (2, 2, 10 / 3), (5, 2, 10), (1, 1, 1)])

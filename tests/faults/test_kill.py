@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,15 @@ def start(clone: Clone, stage: str, arguments: tuple[str, ...]) -> subprocess.Po
     return subprocess.Popen(
         command, cwd=clone.folder, env=clone.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
+
+
+def until(process: subprocess.Popen[Any], seen: Callable[[], bool], seconds: float = 300) -> None:
+    """Wait for what a process does, which must not end before it is seen."""
+    deadline = time.monotonic() + seconds
+    while not seen():
+        assert process.poll() is None, f"{process.args} has ended: {process.returncode}"
+        assert time.monotonic() < deadline, f"{process.args}: nothing came in {seconds:.0f} seconds"
+        time.sleep(0.02)
 
 
 def read_until_its_end(process: subprocess.Popen[bytes], files: dict[Path, bytes], seconds: float = 600) -> None:
@@ -188,8 +197,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(undisturbed: Clone, number:
         cwd=clone.folder, env=env, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     folder = Path(env["SUMNAS_CHECKPOINTS"]) / "train_supernet"
-    while not any(folder.glob("*/settings")):
-        time.sleep(0.05)
+    until(process, lambda: any(folder.glob("*/settings")))
     time.sleep(0.2)  # the handlers are in place: from now on the next step's end sees the signal
     os.kill(process.pid, number)
     _, said = process.communicate(timeout=60)
@@ -259,8 +267,7 @@ def test_a_changed_setting_never_resumes_an_old_checkpoint(undisturbed: Clone) -
     command = (sys.executable, "-m", "workflow.train_supernet", "--run", "sumnas-k2-0")
     process = start(clone, "train_supernet", command[3:])
     folder = Path(clone.env["SUMNAS_CHECKPOINTS"]) / "train_supernet"
-    while not any(folder.glob("*/checkpoint.pt")):
-        time.sleep(0.02)
+    until(process, lambda: any(folder.glob("*/checkpoint.pt")))
     process.kill()
     process.wait()
     before = clone.params
@@ -278,8 +285,7 @@ def test_two_writers_never_work_at_once(undisturbed: Clone) -> None:
     clone = undisturbed
     process = start(clone, "train_supernet", ("--run", "sumnas-k2-0"))
     folder = Path(clone.env["SUMNAS_CHECKPOINTS"]) / "train_supernet"
-    while not any(folder.glob("*/checkpoint.pt")):
-        time.sleep(0.02)
+    until(process, lambda: any(folder.glob("*/checkpoint.pt")))
     os.kill(process.pid, signal.SIGSTOP)  # it holds its lock, however long the second takes to start
     second = clone.run(sys.executable, "-m", "workflow.train_supernet", "--run", "sumnas-k2-0", check=False)
     os.kill(process.pid, signal.SIGCONT)

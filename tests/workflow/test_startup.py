@@ -65,5 +65,5 @@ def test_a_stage_with_nothing_to_compute_costs_little_more_than_torch(tmp_path: 
     torch = seconds(tmp_path, "-c", "import torch")
     for name, arguments in (("train_references", ("--shard", "0")), ("describe_method", ("--method", "spos"))):
         taken = seconds(tmp_path, "-m", f"workflow.{name}", *arguments)
-        assert taken < 1.6 * torch, f"{name}: {taken:.2f} s of processor time, importing torch alone {torch:.2f} s"
+        assert taken < 1.6 * torch + 0.5, f"{name}: {taken:.2f} s of the processor, importing torch alone {torch:.2f} s"
     assert (tmp_path / "results/benchmark/shards/0.csv").exists() and (tmp_path / "results/methods/spos.json").exists()
