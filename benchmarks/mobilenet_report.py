@@ -148,7 +148,7 @@ def larger(root: Path, preset: Params) -> str:
     )  # fmt: skip
     return (
         f"\nThe same with {rows} references and more training, {took(folder, runs):.1f} hours of one core: {found}. "
-        f"{noise(runs[0].metrics)}{difference(runs).strip()} Files: {LARGER}.\n"
+        f"{noise(runs[0].metrics)}{difference(runs).strip()} Files, the settings among them: {LARGER}.\n"
     )
 
 
@@ -195,8 +195,9 @@ def block(root: Path) -> str:
     if not missing and not again:
         hours = took(folder, runs)
         text += (
-            f"All of it took {hours:.1f} hours of one core, {hours / 2:.1f} of two that share it evenly: those of the "
-            "references counted by the processor, the rest by the clock. "
+            f"References, supernets, rankings, searches and retraining took {hours:.1f} hours of one core, "
+            f"{hours / 2:.1f} of two that share it evenly: those of the references counted by the processor, the rest "
+            "by the clock. "
         )
     text += f"Not run yet: {', '.join(missing)}. " if missing else ""
     text += f"Not retrained yet: {', '.join(again)}. " if again else ""
