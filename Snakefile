@@ -257,6 +257,7 @@ rule train_supernet:
         "results/supernet/{method}-{seed}/history.csv",
     log:
         "logs/train_supernet/{method}-{seed}.log",
+    priority: 1  # the longest jobs wait for no reference: begun after those, one of them alone would end the run
     threads: cpus("train_supernet")
     params:
         settings("train_supernet"),
