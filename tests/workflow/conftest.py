@@ -101,22 +101,21 @@ def make_clone(folder: Path) -> Clone:
 
 
 @contextmanager
-def changed(
-    clone: Clone, change: Callable[[dict[str, Any]], None] | None = None, file: str | None = None
-) -> Iterator[None]:
-    """Change the settings, or append a comment to a source file, and put everything back afterwards."""
-    path = clone.folder / (file or "params.yaml")
-    before = path.read_bytes() if path.exists() else None
+def changed(clone: Clone, change: Callable[[dict[str, Any]], None] | None = None, *names: str) -> Iterator[None]:
+    """Change the settings, append a comment to source files, and put everything back afterwards."""
+    paths = [clone.folder / name for name in ("params.yaml", *names)]
+    before = {path: path.read_bytes() if path.exists() else None for path in paths}
     try:
         if change:
             params = clone.params
             change(params)
             clone.params = params
-        else:
-            path.write_bytes((before or b'"""New."""\n') + b"# a comment\n")
+        for path in paths[1:]:
+            path.write_bytes((before[path] or b'"""New."""\n') + b"# a comment\n")
         yield
     finally:
-        path.unlink() if before is None else path.write_bytes(before)
+        for path, content in before.items():
+            path.unlink() if content is None else path.write_bytes(content)
 
 
 @pytest.fixture(scope="session")
