@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -54,14 +56,25 @@ def digits(digits_folder: Path) -> Prepared:
 
 @pytest.fixture(scope="session")
 def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's database with an empty experiment, to be copied: making one takes seconds."""
+    """MLflow's database with an empty experiment, to be copied: making one takes seconds, and is done once for all."""
+    several = "PYTEST_XDIST_WORKER" in os.environ  # whose folders lie beside each other in that of the session
+    folder = tmp_path_factory.getbasetemp().parent / "fresh" if several else tmp_path_factory.mktemp("fresh")
+    with filelock.FileLock(f"{folder}.lock"):
+        if not (folder / "made").exists():  # what a worker that was killed left there is made again
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make_store(folder)
+            (folder / "made").touch()
+    return folder / "mlflow.db"
+
+
+def make_store(folder: Path) -> None:
+    """Make MLflow's database there."""
     from sumnas.tracking.store import Store
 
-    folder = tmp_path_factory.mktemp("fresh")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         Store(folder)
-    return folder / "mlflow.db"
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ def test_the_tiny_size_runs(tmp_path: Path) -> None:
     assert result["engines"].keys() == {"dvc", "snakemake"}
     for found in result["engines"].values():
         assert found["commit"] == checked_out
-        assert found["jobs"] == 2 and found["stages"].keys() == {"prepare_data", "describe_method"}
+        assert found["jobs"] == 1 and found["stages"].keys() == {"describe_method"}
         assert 0 < found["stages_s"] < found["wall_s"] and found["nothing_to_do_s"] > 0
         assert all(row["start_s"] > 0 for row in found["stages"].values())
         assert found["per_job"]["overhead_s"] > 0

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
+from sumnas.distributed import ALONE
 from tests.cells import PAPER
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -48,7 +51,17 @@ def test_scoring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_growth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What it starts for processes is done in this one, which is alone: test_benchmarks_ranks.py starts several."""
     module, threads = script("growth", monkeypatch), str(torch.get_num_threads())
+    ranks, asked = script("ranks", monkeypatch), []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[:2] == [sys.executable, str(FOLDER / "ranks.py")]
+        asked.append(ranks.options_of(command[2:]))
+        ranks.main(asked[-1], ALONE)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run))
     assert module.slope([1, 2, 4], [3.0, 12.0, 48.0]) == 2.0
     words = ["--tiny", "--device", "cpu", "--rounds", "2", "--threads", threads, "--out", f"{tmp_path}/r.json"]
     module.main([*words, "--engine", "lockstep", "--worlds", "2"])
@@ -57,6 +70,8 @@ def test_growth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = result["grows_with"]
     assert set(found) == {"k", "m", "batch", "channels", "architectures scored", "architectures ranked", "processes"}
     assert found["processes"]["values"] == [1, 2]
+    (options,) = asked
+    assert (options.world, options.device, options.threads, options.rounds) == (2, "cpu", int(threads), 2)
     for row in found.values():
         assert len(row["values"]) == len(row["ms"]) and min(row["ms"]) > 0
         assert row["slope"] == pytest.approx(module.slope(row["values"], row["ms"]), abs=0.02)

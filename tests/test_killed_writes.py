@@ -22,10 +22,10 @@ import torch
 from sumnas import files
 from sumnas.checkpoint import Work
 
-folder, write = Path(sys.argv[1]), sys.argv[2]
+folder = Path(sys.argv[1])
 
 
-def result(value):
+def result(write, value):
     path = folder / f"result.{{write}}"
     if write == "json":
         files.write_json(path, [value] * 999)
@@ -35,7 +35,7 @@ def result(value):
         files.write_tensors(path, {{"a": torch.full((999,), float(value))}}, {{}})
 
 
-def found():
+def found(write):
     path = folder / f"result.{{write}}"
     if write == "json":
         return files.read_json(path)[-1]
@@ -44,45 +44,56 @@ def found():
     return int(files.read_tensors(path)[0]["a"][-1])
 
 
-def save(value):
+def save(_, value):
     with Work("stage", "a" * 64) as work:
         work.save({{"x": torch.full((999,), value)}})
 
 
-def load():
+def load(_):
     with Work("stage", "a" * 64) as work:
         return int(work.load()["x"][-1])
 
 
-put, get = (save, load) if write == "checkpoint" else (result, found)
-put(1), put(2)
-seen, value, survived = [], 2, False
-while not survived:
-    child = os.fork()
-    if child == 0:
-        left = len(seen)
+def killed(write):
+    put, get = (save, load) if write == "checkpoint" else (result, found)
+    put(write, 1), put(write, 2)
+    seen, value, survived = [], 2, False
+    while not survived:
+        child = os.fork()
+        if child == 0:
+            left = len(seen)
 
-        def die(event, _):
-            global left
-            if event in {EVENTS} and (left := left - 1) < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            def die(event, _):
+                nonlocal left
+                if event in {EVENTS} and (left := left - 1) < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
-        sys.addaudithook(die)
-        put(value + 1)
-        os._exit(0)
-    survived = os.waitpid(child, 0)[1] == 0
-    seen.append(get() - value)
-    value += seen[-1]
-print(json.dumps(seen))
+            sys.addaudithook(die)
+            put(write, value + 1)
+            os._exit(0)
+        survived = os.waitpid(child, 0)[1] == 0
+        seen.append(get(write) - value)
+        value += seen[-1]
+    return seen
+
+
+print(json.dumps({{write: killed(write) for write in sys.argv[2:]}}))
 """
+WRITES = ("checkpoint", "csv", "json", "safetensors")
 
 
-@pytest.mark.parametrize("write", ["checkpoint", "csv", "json", "safetensors"])
-def test_killed_before_each_step_of_a_write(write: str, tmp_path: Path) -> None:
-    env = {**os.environ, "SUMNAS_CHECKPOINTS": str(tmp_path / "work"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", KILLED, str(tmp_path), write]
-    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True)
-    seen = json.loads(ended.stdout)
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """One process for all kinds of writes, that of the forks: an audit hook cannot be taken off again."""
+    folder = tmp_path_factory.mktemp("killed")
+    env = {**os.environ, "SUMNAS_CHECKPOINTS": str(folder / "work"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", KILLED, str(folder), *WRITES]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=True)
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_killed_before_each_step_of_a_write(write: str, ended: subprocess.CompletedProcess[str]) -> None:
+    seen = json.loads(ended.stdout)[write]
     # The old until some step, the new from then on: 0 is what was there before, 1 what was being written.
     assert len(seen) > 4 and set(seen) == {0, 1} and seen[0] == 0 and seen[-1] == 1
     assert "damaged" not in ended.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
 from typing import Any
@@ -200,13 +201,16 @@ def start(strategy: str, engine: str, dtype: torch.dtype = torch.float64) -> tup
     return method, trainings.Widened(batches)
 
 
+@functools.cache
+def undisturbed(strategy: str, engine: str) -> tuple[Method, list[training.Row]]:
+    """Return what a training comes to, for several tests: to look at alone."""
+    method, batches = start(strategy, engine)
+    return method, training.train(method, batches, None, 2)
+
+
 @pytest.mark.parametrize("strategy", BLOCKS)
 def test_history_and_weights_of_a_training_are_the_same(strategy: str) -> None:
-    histories, methods = [], []
-    for engine in ("sequential", "lockstep"):
-        method, batches = start(strategy, engine)
-        histories.append(training.train(method, batches, None, 2))
-        methods.append(method)
+    methods, histories = zip(*(undisturbed(strategy, engine) for engine in ("sequential", "lockstep")), strict=True)
     assert_close(*methods)
     for one, other in zip(*histories, strict=True):
         assert one.keys() == other.keys()
@@ -217,32 +221,36 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("strategy", BLOCKS)
-@pytest.mark.parametrize("engines", list(itertools.product(("sequential", "lockstep"), repeat=2)), ids="-".join)
-def test_a_killed_training_goes_on_in_either_engine(strategy: str, engines: tuple[str, str]) -> None:
-    undisturbed, batches = start(strategy, engines[0])
-    history = training.train(undisturbed, batches, None, 2)
-
-    first, batches = start(strategy, engines[0])
+@functools.cache
+def killed(strategy: str, engine: str) -> dict[str, Any]:
+    """Return the state of a training after the first step of its second epoch, for several tests: to look at alone."""
+    method, batches = start(strategy, engine)
     saved: list[dict[str, Any]] = []
 
     def on_step(now: training.Progress) -> None:
-        if first.done_steps == batches.steps + 1:
-            saved.append(training.capture(first, now))
+        if method.done_steps == batches.steps + 1:
+            saved.append(training.capture(method, now))
             raise Stop
 
     with pytest.raises(Stop):
-        training.train(first, batches, None, 2, on_step=on_step)
+        training.train(method, batches, None, 2, on_step=on_step)
+    return saved[0]
+
+
+@pytest.mark.parametrize("strategy", BLOCKS)
+@pytest.mark.parametrize("engines", list(itertools.product(("sequential", "lockstep"), repeat=2)), ids="-".join)
+def test_a_killed_training_goes_on_in_either_engine(strategy: str, engines: tuple[str, str]) -> None:
+    expected, history = undisturbed(strategy, engines[0])
     second, batches = start(strategy, engines[1])
-    state = through_file(saved[0])
+    state = through_file(killed(strategy, engines[0]))
     again = training.train(second, batches, None, 2, progress=training.restore(second, state))
     if engines[0] == engines[1]:
-        assert_same_bytes(second.supernet, undisturbed.supernet)
+        assert_same_bytes(second.supernet, expected.supernet)
         assert again == history
     else:
-        assert_close(undisturbed, second)
+        assert_close(expected, second)
         assert again[-1]["loss"] == pytest.approx(history[-1]["loss"], abs=1e-10)
-    assert undisturbed.state_dict().keys() == second.state_dict().keys()
+    assert expected.state_dict().keys() == second.state_dict().keys()
 
 
 def test_same_seed_same_bytes() -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from sumnas import params
 from sumnas.errors import UserError
+from workflow import check, preset
 from workflow.stages import NAMED, STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -199,22 +200,30 @@ def test_an_engine_of_scoring_that_is_not_named_leaves_digests_as_they_were(tmp_
     assert digests[0] == digests[1] and len(set(digests)) == 3
 
 
-def test_make_check_and_presets(tmp_path: Path) -> None:
+def test_make_check_and_presets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "presets").mkdir()
     (tmp_path / "presets/quick.yaml").write_bytes((ROOT / "presets/quick.yaml").read_bytes())
 
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", *words]
-        env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    monkeypatch.chdir(tmp_path)
 
-    assert call("workflow.preset", "quik").returncode == 1
-    assert call("workflow.preset", "quick").returncode == 0
-    assert call("workflow.check").returncode == 0
+    def write(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["preset", *words])
+        return preset.main()
+
+    # One as the process that `make preset` starts; `make check` is one in tests/workflow/test_mistakes.py.
+    command = [sys.executable, "-m", "workflow.preset", "quik"]
+    env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    unknown = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert unknown.returncode == 1 and "did you mean NAME=quick?" in unknown.stderr
+    assert "Traceback" not in unknown.stderr
+    assert write("quick") == 0
+    assert check.main() == 0
     path = tmp_path / "params.yaml"
     path.write_text(path.read_text().replace("epochs: 15", "epochs: 0"))
-    wrong = call("workflow.check")
-    assert wrong.returncode == 1 and "supernet.epochs = 0" in wrong.stderr and "Traceback" not in wrong.stderr
-    refused = call("workflow.preset", "quick")
-    assert refused.returncode == 1 and "FORCE=1" in refused.stderr
-    assert call("workflow.preset", "quick", "--force").returncode == 0
+    capsys.readouterr()
+    assert check.main() == 1 and "supernet.epochs = 0" in capsys.readouterr().err
+    assert write("quick") == 1 and "FORCE=1" in capsys.readouterr().err
+    assert write("quick", "--force") == 0
+    assert check.main() == 0

@@ -174,28 +174,53 @@ def test_rule_all_lists_every_output(snakemake_jobs: dict[str, list[dict[str, An
     assert target["input"] == made
 
 
+DRY_RUNS = """
+import os, sys
+from snakemake.cli import main
+
+for folder in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        os.dup2(os.open("said", os.O_WRONLY | os.O_CREAT), 1)
+        os.dup2(1, 2)
+        main(["-n", "--nocolor", "--cores", "1", "data/prepared"])  # ends the process
+    os.waitpid(child, 0)
+"""
+"""In each of the folders, with one import of Snakemake, which takes longer than what it then does."""
+
+
 @pytest.mark.engine
 def test_snakemake_depends_on_the_files_of_a_source_of_ones_own(tmp_path: Path) -> None:
-    def inputs(**data: Any) -> set[str]:
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "data": data}))
-        command = [sys.executable, "-m", "snakemake", "-n", "--nocolor", "--cores", "1", "data/prepared"]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert result.returncode == 0, result.stderr
-        found = re.search(r"rule prepare_data:\n    input: (.*)", result.stdout)
-        assert found
+    def project(name: str, *folders: str, **data: Any) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for linked in ("Snakefile", "workflow", "sumnas"):
+            (folder / linked).symlink_to(ROOT / linked)
+        for inner in folders:
+            (folder / inner).mkdir(parents=True)
+        (folder / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "data": data}))
+        return folder
+
+    def inputs(folder: Path) -> set[str]:
+        said = (folder / "said").read_text()
+        found = re.search(r"rule prepare_data:\n    input: (.*)", said)
+        assert found, said
         return {path for path in found[1].split(", ") if not path.endswith(".py")}
 
-    for name in ("Snakefile", "workflow", "sumnas"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    assert inputs(source="npz", path="own.npz") == set()  # not there: prepare_data tells what to do
-    (tmp_path / "own.npz").touch()
-    assert inputs(source="npz", path="own.npz") == {"own.npz"}
-    folders = {f"raw/{split}/{name}" for split in ("train", "test") for name in ("ant", "bee")}
-    for folder in folders:
-        (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "raw/train/note.txt").touch()
-    assert inputs(source="imagefolder", path="raw") == folders
-    assert inputs(source="CIFAR10", path="raw") == set()  # its checksum says what it is
+    pictures = {f"raw/{split}/{name}" for split in ("train", "test") for name in ("ant", "bee")}
+    absent = project("absent", source="npz", path="own.npz")
+    there = project("there", source="npz", path="own.npz")
+    (there / "own.npz").touch()
+    folders = project("folders", *pictures, source="imagefolder", path="raw")
+    (folders / "raw/train/note.txt").touch()
+    known = project("known", *pictures, source="CIFAR10", path="raw")
+    command = [sys.executable, "-c", DRY_RUNS, absent, there, folders, known]
+    subprocess.run(command, check=True, timeout=240)
+    assert inputs(absent) == set()  # not there: prepare_data tells what to do
+    assert inputs(there) == {"own.npz"}
+    assert inputs(folders) == pictures
+    assert inputs(known) == set()  # its checksum says what it is
 
 
 def test_every_stage_declares_the_blocks_it_reads() -> None:
