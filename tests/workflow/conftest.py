@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.workflow import warm
 from workflow.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,15 +120,18 @@ def changed(clone: Clone, change: Callable[[dict[str, Any]], None] | None = None
 
 
 @pytest.fixture(scope="session")
-def clones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Clone]:
+def clones(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Clone]]:
     """The tiny pipeline, run by both engines at the same time, each in a clone of its own."""
     folder = tmp_path_factory.mktemp("engines")
     commands = {"dvc": ("dvc", "repro"), "snakemake": ("snakemake", "--cores", "2")}
     made = {engine: make_clone(folder / engine) for engine in commands}
-    with ThreadPoolExecutor() as pool:
+    with ExitStack() as servers, ThreadPoolExecutor() as pool:
+        for clone in made.values():
+            first = servers.enter_context(warm.python())
+            clone.env["PATH"] = f"{first}{os.pathsep}{clone.env['PATH']}"
         for ended in [pool.submit(made[engine].run, *command) for engine, command in commands.items()]:
             ended.result()
-    return made
+        yield made
 
 
 @pytest.fixture(scope="session")
