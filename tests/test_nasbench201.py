@@ -143,6 +143,25 @@ def test_counting_costs_leaves_the_random_stream_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_costs_are_counted_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number is; it is left as it was, also where counting fails."""
+    counted, seen = space(channels=2), list[int]()
+    before = torch.get_num_threads()
+
+    def failing() -> Any:
+        seen.append(torch.get_num_threads())
+        raise ValueError("no costs")
+
+    monkeypatch.setattr(counted, "count_costs", failing)
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(ValueError, match="no costs"):
+            counted.macs(ALL[-1])
+        assert seen == [1] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 # The network.
 
 

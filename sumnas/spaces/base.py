@@ -239,7 +239,14 @@ class Space(ABC):
 
     @cached_property
     def _costs(self) -> tuple[Costs, Costs]:
-        return self.count_costs()
+        # Every stage counts before it knows its number of threads, and tiny operators on several threads of a busy
+        # machine take many times as long: seconds in place of a tenth of one.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self.count_costs()
+        finally:
+            torch.set_num_threads(threads)
 
     @property
     def mac_costs(self) -> Costs:
