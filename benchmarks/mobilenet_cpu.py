@@ -122,7 +122,7 @@ def main() -> None:
     with pieces.told(COMMAND):
         if arguments.piece == "references":
             left = pieces.references(plan, work, 60 * arguments.minutes, arguments.seed)
-            print(f"{left} are missing still" if left else "all are there")
+            print(f"{left} are missing still, or in the hand of another process" if left else "all are there")
         elif arguments.piece == "table":
             pieces.write_table(plan)
         else:
