@@ -214,7 +214,7 @@ def test_half_a_lock_file_is_named_and_removed_and_nothing_computed_is_lost(dvc_
     lock.write_bytes(b"")
     assert "dvc.lock: half written" in dvc_clone.run("sumnas", "doctor", check=False).stdout
     assert "removed" in dvc_clone.run("python", "-m", "workflow.lockfile").stderr
-    out = dvc_clone.run("dvc", "repro", "rank@spos-0").stdout
+    out = dvc_clone.run("dvc", "repro", "sample_architectures").stdout
     assert dvc_ran(out) == [] and dvc_clone.outputs() == before
     assert dvc_clone.run("python", "-m", "workflow.lockfile").stderr == ""
     lock.write_bytes(whole)
