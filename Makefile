@@ -28,8 +28,8 @@ snakemake: setup ## run the whole pipeline with Snakemake, two jobs at a time
 	snakemake --cores 2
 	@echo && cat results/summary/table.md
 
-test: setup ## run the tests, a process per core
-	python -m pytest -r s --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: setup ## run the tests in a process more than there are cores, since some of them wait; in four at most
+	python -m pytest -r s --numprocesses $$(python -c 'import os; print(min(os.cpu_count() + 1, 4))') --dist loadfile --no-loadscope-reorder
 
 test-faults: setup ## kill stages at random moments and compare what comes out
 	python -m pytest --numprocesses auto --maxprocesses 2 --dist worksteal tests/faults
