@@ -101,10 +101,8 @@ def markdown(summary: dict[str, Any]) -> str:
     text = "\n".join(lines) + "\n\n"
     text += (
         f"{summary['architectures']} architectures; predicted on the {summary['split']} split; supernet seeds "
-        f"{seeds}. References: {references['reference_seeds']} seeds each; split-half tau "
-        f"{number(references['reliability_tau'])}; "
-        f"a perfect predictor would reach tau {number(references['perfect_tau'])} "
-        f"{interval(references, 'perfect_tau')}. Best true accuracy in the table: {summary['benchmark_best']:.2f} %. "
+        f"{seeds}. References: {references['reference_seeds']} seed{'s' * (references['reference_seeds'] != 1)} each; "
+        f"{_noise(references)}. Best true accuracy in the table: {summary['benchmark_best']:.2f} %. "
         '"true" is the table\'s accuracy where the architecture is in it (-: it is not), "retrained" the test '
         f"accuracy after training from scratch.{columns.notes(summary)}\n"
     )
@@ -113,6 +111,17 @@ def markdown(summary: dict[str, Any]) -> str:
         for d in summary["differences"]:
             text += row([f"{d['of']} - {d['minus']}", number(d["value"]), interval(d, "")]) + "\n"
     return text
+
+
+def _noise(references: dict[str, Any]) -> str:
+    """Say how well the references rank by themselves, as far as it is known: those of one seed do not tell."""
+    half, perfect = references["reliability_tau"], references["perfect_tau"]
+    if half is None and perfect is None:
+        return "how noisy they are is not known"
+    return (
+        f"split-half tau {number(half)}; a perfect predictor would reach tau {number(perfect)} "
+        f"{interval(references, 'perfect_tau')}"
+    )
 
 
 def _method(runs: Sequence[Run]) -> dict[str, Any]:

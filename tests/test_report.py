@@ -22,6 +22,7 @@ from sumnas import files, params, report
 from sumnas.errors import UserError
 from sumnas.params import Params
 from sumnas.spaces.nasbench201 import NASBench201
+from sumnas.summary import markdown
 from tests.finished_run import COUNT, METHODS, ROOT, SEEDS, Page, write_results
 from workflow import summarize
 from workflow.stage import Job
@@ -256,6 +257,15 @@ def test_a_method_of_no_run_changes_nothing(copy: Path) -> None:
     (copy / "params.yaml").write_text(yaml.safe_dump(raw))
     after: Params = params.load(copy / "params.yaml").select(blocks)
     assert after.digest() == before.digest()
+
+
+def test_the_table_says_of_the_references_noise_what_is_known(finished: Path) -> None:
+    known = read(finished / "results/summary/metrics.json")
+    references = known["references"]
+    told = markdown(known)
+    assert f"References: 3 seeds each; split-half tau {references['reliability_tau']:.3f}; a perfect predictor" in told
+    alone = {key: 1 if key == "reference_seeds" else None for key in references}
+    assert "References: 1 seed each; how noisy they are is not known. Best" in markdown(known | {"references": alone})
 
 
 def test_what_has_no_number_is_told_without_one(copy: Path) -> None:
