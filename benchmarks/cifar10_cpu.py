@@ -98,11 +98,9 @@ def run(name: str, work: Path, preset: str, trained: Path | None) -> None:
 
 def train_choice(architecture: str, path: Path, work: Path) -> None:
     """Train a method's own choice alone, with the recipe and every seed of the references."""
-    import torch
 
     settings = PLAN.settings()
-    torch.set_num_threads(settings.run.threads)
-    machine.keep_freed_memory()
+    machine.compute_with(settings.run.threads)
     space = base.build(settings.space)
     images = PLAN.prepared(work)
     files.write_csv(

@@ -25,7 +25,7 @@ import torch
 
 from sumnas import estimate, files, params
 from sumnas.augmentation import Augmentation
-from sumnas.machine import cpu_model, keep_freed_memory
+from sumnas.machine import compute_with, cpu_model
 from sumnas.shown import row
 from sumnas.streaming import ImageFiles
 from workflow.readme import replaced
@@ -71,8 +71,7 @@ def measure(preset: Path, device: str, seconds: float, batch: int | None) -> dic
     settings = params.load(preset)
     load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0))
     threads = min(settings.run.threads, cpus)
-    torch.set_num_threads(threads)
-    keep_freed_memory()
+    compute_with(threads)
     items = estimate.images(settings, estimate.splits(settings.data, IMAGES["train"], IMAGES["test"]))
     speeds = estimate.speeds(settings, device, batch, seconds)
     name = torch.cuda.get_device_name() if device == "cuda" else cpu_model()

@@ -47,11 +47,9 @@ def of_stages(results: Path, prepared: Path) -> dict[str, dict[str, int]]:
 
 def of_epochs(preset: Path, method: str, epochs: int, prepared: Path) -> dict[str, Any]:
     """Train, and return the resident memory in MiB after every epoch with the rise of its second half."""
-    import torch
 
     settings = params.load(preset)
-    torch.set_num_threads(settings.run.threads)
-    machine.keep_freed_memory()
+    machine.compute_with(settings.run.threads)
     space = base.build(settings.space)
     images = data.load(prepared)
     with seeding.scoped(0, "supernet"):
@@ -65,11 +63,9 @@ def of_epochs(preset: Path, method: str, epochs: int, prepared: Path) -> dict[st
 
 def of_retraining(preset: Path, epochs: int, prepared: Path) -> dict[str, Any]:
     """Return the same of one network's training by the recipe of `retrain`: that of the most costly operator alone."""
-    import torch
 
     settings = params.load(preset)
-    torch.set_num_threads(settings.run.threads)
-    machine.keep_freed_memory()
+    machine.compute_with(settings.run.threads)
     space = base.build(settings.space)
     architecture = max(((choice,) * space.layers for choice in range(len(space.candidates))), key=space.macs)
     recipe = settings.retrain.recipe.model_copy(update={"epochs": epochs})

@@ -38,8 +38,7 @@ PART = 1 / 50
 def measure(preset: Path, name: str, folder: Path, part: float) -> dict[str, Any]:
     """Train a part of one method in this process; hours of the whole, on this processor."""
     settings = params.load(preset)
-    torch.set_num_threads(settings.run.threads)
-    machine.keep_freed_memory()
+    machine.compute_with(settings.run.threads)
     block, images = settings.methods[name], prepared(folder, settings.data)
     epochs = training.epochs_of(block, settings.supernet)
     count = max(1, round(part * epochs))

@@ -58,6 +58,14 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(trim, -1)) and bool(mallopt(mmap_from, 32 << 20))  # never; the most that glibc takes
 
 
+def compute_with(threads: int) -> None:
+    """Have this process compute as a stage does: with so many threads, keeping the memory that it frees."""
+    import torch
+
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+
+
 def spent(record: Mapping[str, Any]) -> float:
     """Return the seconds that a result took by its run.json, those of calls that were stopped before included."""
     return float(record["seconds"]) + float(record.get("seconds_before", 0.0))  # older files do not have the latter

@@ -117,11 +117,9 @@ def references(plan: Plan, work: Path, seconds: float, only: int | None = None) 
     leaves out what another has in hand. `only`: one of the seeds.
     UserError where there are rows of other data, another space or recipe.
     """
-    import torch
 
     settings = plan.settings()
-    torch.set_num_threads(settings.run.threads)
-    machine.keep_freed_memory()
+    machine.compute_with(settings.run.threads)
     space, wanted, digest = base.build(settings.space), settings.benchmark.pool, plan.digest()
     if {row.get("settings") or digest for row in read(plan.times, TIMES[:3])} - {digest}:
         raise UserError(
